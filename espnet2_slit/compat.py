@@ -1,0 +1,141 @@
+"""The few names that moved between ESPnet 202511 and 202611, and quiet imports.
+
+Owns every difference between the supported ESPnet releases; the rest of the
+package imports these names from here and knows one ESPnet only. Names are
+resolved when asked for, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+from typing import TYPE_CHECKING, Any, Iterator
+
+if TYPE_CHECKING:  # for readers and type checkers; at run time see __getattr__
+    from espnet2.beats.encoder import BeatsEncoder  # noqa: F401
+    from espnet2.legacy.nets.pytorch_backend.nets_utils import (  # noqa: F401
+        make_pad_mask,
+        pad_list,
+    )
+    from espnet2.legacy.utils.cli_utils import get_commandline_args  # noqa: F401
+
+# name -> modules that may hold it: newest ESPnet first
+_HOMES = {
+    "BeatsEncoder": ("espnet2.beats.encoder", "espnet2.asr.encoder.beats_encoder"),
+    "get_commandline_args": (
+        "espnet2.legacy.utils.cli_utils",
+        "espnet.utils.cli_utils",
+    ),
+    "make_pad_mask": (
+        "espnet2.legacy.nets.pytorch_backend.nets_utils",
+        "espnet.nets.pytorch_backend.nets_utils",
+    ),
+    "pad_list": (
+        "espnet2.legacy.nets.pytorch_backend.nets_utils",
+        "espnet.nets.pytorch_backend.nets_utils",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve a moved name in the installed ESPnet (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    prepare_espnet_import()
+    for home in _HOMES[name]:
+        try:
+            module = importlib.import_module(home)
+        except ModuleNotFoundError as error:
+            # only "this home does not exist here" may be passed over
+            if not home.startswith(error.name or "\0"):
+                raise
+            continue
+        if hasattr(module, name):
+            globals()[name] = value = getattr(module, name)
+            return value
+    raise ImportError(
+        f"{name}: expected in one of {', '.join(_HOMES[name])}, found in none of them "
+        f"(espnet {espnet_version()}). Install espnet 202511 on Python 3.11 or "
+        "espnet 202611 on Python 3.12/3.13."
+    )
+
+
+def espnet_version() -> str:
+    """Version of the installed ESPnet, "not installed" if there is none."""
+    try:
+        return importlib.metadata.version("espnet")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def is_installed(module: str) -> bool:
+    """True if `module` can be imported; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _no_downloads_on_import() -> Iterator[None]:
+    """Keep `import g2p_en` from fetching NLTK data that this package never uses.
+
+    ESPnet's preprocessor imports every tokenizer, among them g2p_en, which calls
+    nltk.download twice while it is imported. A later text-to-speech user in this
+    process gets NLTK's own message about missing data.
+    """
+    if not is_installed("nltk"):
+        yield
+        return
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *_, **__: False
+    try:
+        yield
+    finally:
+        nltk.download = download
+
+
+_prepared = False
+
+
+def prepare_espnet_import() -> None:
+    """Check what ESPnet needs to be imported, and import it without downloads.
+
+    Raises:
+        ImportError: torchaudio was built for CUDA and torch for the CPU (or the
+            other way round), or one of them is missing; the message says what to
+            install.
+    """
+    global _prepared
+    if _prepared:
+        return
+    import torch
+
+    try:
+        import torchaudio
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "torchaudio is not installed, but ESPnet imports it. "
+            "pip install 'torchaudio>=2.11,<2.12'"
+        ) from error
+    except OSError as error:
+        try:
+            found = importlib.metadata.version("torchaudio")
+        except importlib.metadata.PackageNotFoundError:
+            found = "of unknown version"
+        raise ImportError(
+            f"torchaudio {found} cannot load its library beside torch "
+            f"{torch.__version__} ({error}). Expected: both built for the same "
+            f"device; found: torch built for "
+            f"{'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU'}. "
+            "Install the torchaudio build of the same index as torch (for CPU: "
+            "--index-url https://download.pytorch.org/whl/cpu), or set the "
+            "environment up again with tools/."
+        ) from error
+    del torchaudio
+    with _no_downloads_on_import():
+        importlib.import_module("espnet2.train.preprocessor")
+    _prepared = True

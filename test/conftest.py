@@ -1,0 +1,161 @@
+"""Fixtures shared by the tests: tiny frozen parts, a tiny corpus, its features.
+
+Nothing is downloaded, one thread is used, and everything lies in pytest's own folders.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+CLIPS = 6
+CAPTIONS = (
+    "a dog barks twice",
+    "a bell rings while water flows",
+    "loud rain falls on a roof",
+    "a woman speaks softly",
+    "birds chirp and the wind blows",
+    "an engine starts and stops",
+    "a car passes by",
+    "thunder rolls in the background",
+)
+INSTRUCTIONS = ("describe the audio", "what is making the sound in this clip?")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two cores are shared by whole test suites; more threads only wait."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory):
+    """Paths of a BEATs checkpoint, a T5, a LLaMA and a BERT tokenizer, all tiny."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("parts")
+    return SimpleNamespace(
+        beats=tiny.beats_checkpoint(folder / "beats"),
+        t5=tiny.t5(folder / "t5"),
+        llama=tiny.llama(folder / "llama"),
+        tokenizer=tiny.bert_tokenizer(folder / "bert_tokenizer"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """A folder with data/train and data/valid: two captions a clip, noise of 0.3-0.6 s."""
+    import numpy as np
+    import soundfile
+
+    root = tmp_path_factory.mktemp("corpus")
+    for name, seed in (("train", 0), ("valid", 1)):
+        random = np.random.RandomState(seed)
+        folder = root / "data" / name
+        (root / "wav").mkdir(exist_ok=True)
+        folder.mkdir(parents=True)
+        files = {
+            key: []
+            for key in ("wav.scp", "text", "instruction", "utt2audio", "utt2spk")
+        }
+        for clip in range(CLIPS):
+            clip_id = f"{name}-{clip}"
+            path = root / "wav" / f"{clip_id}.wav"
+            samples = 4800 + 960 * clip
+            tone = np.sin(np.arange(samples) * (0.02 + 0.03 * clip))
+            audio = 0.3 * tone + 0.05 * random.randn(samples)
+            soundfile.write(path, audio.astype(np.float32), 16000)
+            for i in range(2):
+                sample = f"{clip_id}-{i}"
+                caption = CAPTIONS[(clip + 3 * i + seed) % len(CAPTIONS)]
+                files["wav.scp"].append(f"{sample} {path}")
+                files["text"].append(f"{sample} {caption}")
+                files["instruction"].append(f"{sample} {INSTRUCTIONS[i]}")
+                files["utt2audio"].append(f"{sample} {clip_id}")
+                files["utt2spk"].append(f"{sample} {sample}")
+        for key, lines in files.items():
+            (folder / key).write_text("".join(f"{line}\n" for line in lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tiny_corpus, tiny_parts):
+    """The corpus encoded once, in full precision: corpus root / dump / <set>."""
+    from espnet2_slit import features
+    from espnet2_slit.audio_encoder import build_audio_encoder
+
+    encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
+    for name in ("train", "valid"):
+        output_dir = tiny_corpus / "dump" / name
+        output_dir.mkdir(parents=True)
+        work = features.plan(tiny_corpus / "data" / name, encoder.identity())
+        features.encode(work, encoder, output_dir, tolerance=0)
+        features.merge(
+            work,
+            tiny_corpus / "data" / name,
+            output_dir,
+            features.encoder_facts(encoder),
+        )
+    return tiny_corpus / "dump"
+
+
+@pytest.fixture(scope="session")
+def train_command(tiny_corpus, tiny_parts):
+    """Make the options of a training on the tiny corpus.
+
+    Called with a stage, an output folder and `cached`; further options are appended.
+    """
+
+    def command(stage, output_dir, *more, cached=True, epochs=1):
+        sets = tiny_corpus / ("dump" if cached else "data")
+        options = [
+            "--model", stage,
+            "--output_dir", str(output_dir),
+            "--max_epoch", str(epochs),
+            "--batch_type", "unsorted",
+            "--batch_size", "4",
+            "--num_workers", "0",
+            "--log_interval", "1",
+            "--use_tensorboard", "false",
+            "--use_matplotlib", "false",
+            "--optim_conf", "lr=0.001",
+            "--optim_conf", "weight_decay=0.05",
+            "--qformer_tokenizer", str(tiny_parts.tokenizer),
+            "--qformer_conf",
+            "{width: 16, layers: 2, heads: 2, feed_forward: 32, num_queries: 3, "
+            "max_text_length: 64, dropout: 0.0}",
+        ]  # fmt: skip
+        for name in ("train", "valid"):
+            folder = sets / name
+            option = f"--{name}_data_path_and_name_and_type"
+            audio = "feats.scp,feats,kaldi_ark" if cached else "wav.scp,speech,sound"
+            options += [option, f"{folder}/{audio}"]
+            options += [option, f"{folder}/text,text,text"]
+            options += [option, f"{folder}/utt2audio,clip,text"]
+            if stage == "instruction":
+                options += [option, f"{folder}/instruction,instruction,text"]
+            options += [f"--{name}_shape_file", f"{folder}/text"]
+        if cached:
+            options += ["--features", f"{sets}/train/feats.json"]
+        else:
+            options += ["--audio_encoder", "beats"]
+            options += ["--audio_encoder_conf", f"path={tiny_parts.beats}"]
+        if stage == "instruction":
+            options += ["--preprocessor_conf", "max_prompt_length=48"]
+        if stage == "representation":
+            options += ["--model_conf", "joint_width=8"]
+        else:
+            options += ["--language_model", str(tiny_parts.t5)]
+        return [*options, *map(str, more)]
+
+    return command
