@@ -1,0 +1,218 @@
+"""Data directories on the command line: check, mend, join, cut, make, prepare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from espnet2_slit import data_dir
+from espnet2_slit.data_dir import DataDirError
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Command line of slit_data."""
+    parser = argparse.ArgumentParser(
+        prog="slit_data",
+        description="Kaldi-style data directories: one line per sample, sorted bytewise.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("validate", _validate, "Check directories; names all that is wrong.")
+    command.add_argument("directories", nargs="+", type=Path)
+    command.add_argument("--no-text", action="store_true", help="text may be missing")
+
+    command = add("fix", _fix, "Sort, drop repeated and broken lines, agree on ids.")
+    command.add_argument("directories", nargs="+", type=Path)
+
+    command = add("combine", _combine, "Join directories into one.")
+    command.add_argument("target", type=Path)
+    command.add_argument("sources", nargs="+", type=Path)
+
+    command = add("subset", _subset, "Take a part; samples of one clip stay together.")
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
+    command.add_argument("--count", type=int, help="clips to take: the first ones")
+    command.add_argument("--seed", type=int, help="take random ones")
+    command.add_argument("--ids", type=Path, help="file with sample or clip ids to take")
+    command.add_argument("--exclude", type=Path, help="file with ids to leave out")
+
+    command = add("split", _split, "Cut into near-equal parts TARGET/1, TARGET/2, ...")
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
+    command.add_argument("--parts", type=int, required=True)
+
+    command = add("from_manifest", _from_manifest, "Make directories of a CSV or JSONL.")
+    command.add_argument("manifest", type=Path, help="audio,text[,instruction,task,...]")
+    command.add_argument("target", type=Path, help="folder of the directories, e.g. data")
+    command.add_argument("--corpus", default="", help="name shown beside scores")
+    command.add_argument("--valid-fraction", type=float, default=0.05)
+    command.add_argument("--test-fraction", type=float, default=0.1)
+    command.add_argument("--seed", type=int, default=0, help="of the drawn splits")
+
+    command = add("prepare", _prepare, "Check all audio, convert what does not fit.")
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path, help="e.g. dump/raw/SET")
+    command.add_argument("--sample-rate", type=int, default=16000)
+    command.add_argument("--min-duration-s", type=float, default=0.05)
+    command.add_argument("--max-duration-s", type=float, default=0.0, help="0: no limit")
+    command.add_argument("--check", choices=["full", "header"], default="full")
+    command.add_argument("--audio-format", choices=["flac", "wav"], default="flac")
+    command.add_argument("--audio-dir", type=Path, help="of converted clips")
+    command.add_argument("--nj", type=int, default=os.cpu_count())
+
+    command = add("leakage", _leakage, "Clips that are both trained and scored on.")
+    command.add_argument("--train", nargs="+", type=Path, required=True)
+    command.add_argument("--test", nargs="+", type=Path, required=True)
+    command.add_argument("--report", type=Path, help="write the findings as JSON")
+    command.add_argument(
+        "--drop",
+        type=Path,
+        metavar="DIR",
+        help="write the training directories without these clips to DIR/<name>",
+    )
+
+    command = add("list", _list, "Names of the directories of one split below a folder.")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--split", choices=["train", "valid", "test"])
+    return parser
+
+
+def _validate(args) -> int:
+    for directory in args.directories:
+        count = data_dir.validate(directory, require_text=not args.no_text)
+        print(f"{directory}: valid, {count:,} samples")
+    return 0
+
+
+def _show(report: data_dir.Report) -> int:
+    print("\n".join(report.lines()), flush=True)
+    return 0
+
+
+def _fix(args) -> int:
+    for directory in args.directories:
+        _show(data_dir.fix(directory))
+    return 0
+
+
+def _combine(args) -> int:
+    return _show(data_dir.combine(args.target, args.sources))
+
+
+def _ids(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    return [key for key, _ in data_dir.read_pairs(path)]
+
+
+def _subset(args) -> int:
+    ids, exclude = _ids(args.ids), _ids(args.exclude)
+    return _show(
+        data_dir.subset(args.source, args.target, args.count, ids, exclude, args.seed)
+    )
+
+
+def _split(args) -> int:
+    for part in data_dir.split(args.source, args.target, args.parts):
+        print(part)
+    return 0
+
+
+def _from_manifest(args) -> int:
+    from espnet2_slit import manifest, templates
+
+    report = manifest.from_manifest(
+        args.manifest,
+        args.target,
+        templates.instruction,
+        args.corpus,
+        (args.valid_fraction, args.test_fraction),
+        args.seed,
+    )
+    report.write(args.target / "manifest_report.json")
+    return _show(report)
+
+
+def _prepare(args) -> int:
+    from espnet2_slit import prepare
+
+    options = prepare.Options(
+        args.sample_rate,
+        args.min_duration_s,
+        args.max_duration_s,
+        args.check,
+        args.audio_format,
+    )
+    return _show(
+        prepare.prepare(args.source, args.target, options, args.audio_dir, args.nj)
+    )
+
+
+def _leakage(args) -> int:
+    found = data_dir.leakage(args.train, args.test)
+    for entry in found:
+        print(
+            f"{entry['train']} has {entry['count']} of {entry['of']} clips of"
+            f" {entry['test']} (same {entry['by']}: {', '.join(entry['examples'])})"
+        )
+    if args.report:
+        data_dir.write_atomically(args.report, [json.dumps(found, indent=1)])
+    if args.drop is None:
+        print(f"{len(found)} overlaps between training and test directories")
+        return 1 if found else 0
+    for directory in args.train:
+        clip = data_dir.clip_of(directory)
+        shared = {
+            clip.get(sample, sample)
+            for entry in found
+            if entry["train"] == str(directory)
+            for sample in entry["samples"]
+        }
+        _show(data_dir.subset(directory, args.drop / directory.name, exclude=shared))
+    return 0
+
+
+def _list(args) -> int:
+    if not args.folder.is_dir():
+        raise DataDirError(f"{args.folder}: no such folder of data directories.")
+    names = sorted(path.parent.name for path in args.folder.glob("*/wav.scp"))
+    for name in names:
+        description = data_dir.read_set(args.folder / name)
+        split = description["split"] or name.partition("_")[0]
+        if args.split in (None, split):
+            print(name)
+    return 0
+
+
+def main(cmd: list[str] | None = None) -> int:
+    """Run a command; a directory that is not in order ends with code 1.
+
+    Args:
+        cmd: arguments; None: those of the process.
+
+    Returns:
+        Exit code.
+    """
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        return args.run(args)
+    except (DataDirError, ValueError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
