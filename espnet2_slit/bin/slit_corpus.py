@@ -1,0 +1,422 @@
+#!/usr/bin/env python3
+"""Makes data directories of public corpora, and what is made from them.
+
+python -m espnet2_slit.bin.slit_corpus esc50 --root /corpora/ESC-50 --test_fold 1
+python -m espnet2_slit.bin.slit_corpus esc50 --help     the options of one corpus
+python -m espnet2_slit.bin.slit_corpus instruction data/a data/b --out data/train
+python -m espnet2_slit.bin.slit_corpus leakage --train data/a --test data/b
+"""
+
+import argparse
+import inspect
+import logging
+import os
+import re
+import sys
+import typing
+from pathlib import Path
+
+from espnet2_slit.corpora import (
+    READERS,
+    CorpusError,
+    Limits,
+    build_sets,
+    instruction,
+    leakage,
+    recipe,
+)
+from espnet2_slit.corpora.espnet_recipe import read_recipe_set
+from espnet2_slit.data_dir import SAMPLE_TASKS, DataDirError, read_pairs
+from espnet2_slit.templates import TEMPLATES
+
+
+def boolean(word):
+    """true or false, as on ESPnet's command lines."""
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {word}")
+    return word.lower() == "true"
+
+
+def pair(word):
+    """NAME=VALUE as a pair."""
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {word}")
+    return name, value
+
+
+def reader_options(reader):
+    """(name, type, default, help) of each constructor keyword after root."""
+    described = dict(
+        re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w+:|^ {0,4}\S|\Z)", reader.__doc__, re.M | re.S)
+    )
+    hints = typing.get_type_hints(reader.__init__)
+    for name, parameter in inspect.signature(reader.__init__).parameters.items():
+        if name not in ("self", "root"):
+            text = " ".join(described[name].split()).replace("%", "%%")
+            yield name, hints[name], parameter.default, text
+
+
+def get_parser():
+    """The command line: one word a corpus, with its own options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, reader in READERS.items():
+        one = commands.add_parser(
+            name,
+            help=inspect.getmodule(reader).__doc__.splitlines()[0],
+            description=inspect.getmodule(reader).__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_corpus_options(one, reader)
+        one.set_defaults(run=make_corpus)
+    add_prepare(commands)
+    add_recipe(commands)
+    add_instruction(commands)
+    add_label_captions(commands)
+    add_categories(commands)
+    add_leakage(commands)
+    return parser
+
+
+def add_limits(one):
+    """What audio to accept."""
+    limits = Limits()
+    one.add_argument(
+        "--min_duration", type=float, default=limits.min_duration, help="seconds"
+    )
+    one.add_argument(
+        "--max_duration", type=float, default=limits.max_duration, help="seconds, 0: any"
+    )
+    one.add_argument(
+        "--long",
+        choices=("keep", "crop", "drop"),
+        default=limits.long,
+        help="what becomes of clips above --max_duration",
+    )
+    one.add_argument(
+        "--no-probe",
+        "--no_probe",
+        dest="probe",
+        action="store_false",
+        help="look at sizes only, not into the files (slow file servers)",
+    )
+    one.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+
+
+def read_limits(args):
+    """The options of add_limits."""
+    return Limits(
+        args.min_duration, args.max_duration, args.long, args.probe, args.jobs
+    )
+
+
+def add_prepare(commands):
+    """The command that makes all sets of a recipe."""
+    one = commands.add_parser(
+        "prepare", help="all training and test sets of a recipe from several corpora"
+    )
+    one.add_argument(
+        "--corpora", default="", help=f"to train and test on, of: {' '.join(READERS)}"
+    )
+    one.add_argument("--zero_shot", default="", help="to test on only, of the same")
+    one.add_argument(
+        "--root",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="CORPUS=DIR",
+        help="where a corpus is; corpora without one are an error; repeatable",
+    )
+    one.add_argument(
+        "--set",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="CORPUS.OPTION=VALUE",
+        help="an option of a corpus, e.g. esc50.test_fold=2; repeatable",
+    )
+    one.add_argument("--out", type=Path, default=Path("data"), help="parent of the sets")
+    one.add_argument("--presence", type=int, default=1)
+    one.add_argument("--verification", type=int, default=0)
+    one.add_argument("--alpha", type=float, help="see the command instruction")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument(
+        "--label_captions",
+        type=boolean,
+        help="make captions of labels, too (default: where nothing else has captions)",
+    )
+    one.add_argument(
+        "--keep_leaking",
+        action="store_true",
+        help="train on recordings that a test set has, too",
+    )
+    add_limits(one)
+    one.set_defaults(run=prepare)
+
+
+def add_recipe(commands):
+    """The command that reads another ESPnet recipe's data directory."""
+    one = commands.add_parser(
+        "espnet", help="a data directory of another ESPnet recipe (text_spk1.., labels)"
+    )
+    one.add_argument("source", type=Path, help="the recipe's data/<set>")
+    one.add_argument("--out", type=Path, required=True, help="data directory to write")
+    one.add_argument("--task", choices=SAMPLE_TASKS, default="caption")
+    one.add_argument("--form", choices=("train", "evaluation"), default="train")
+    one.add_argument(
+        "--label_names", type=Path, help="lines `word name` for labels that are numbers"
+    )
+    one.add_argument("--zero_shot", type=boolean, default=False)
+    one.set_defaults(run=make_recipe_set)
+
+
+def add_instruction(commands):
+    """The command that mixes data directories into an instruction set."""
+    one = commands.add_parser(
+        "instruction", help="an instruction set from caption, question and label sets"
+    )
+    one.add_argument("sources", type=Path, nargs="+", help="data directories")
+    one.add_argument("--out", type=Path, required=True, help="data directory to write")
+    one.add_argument(
+        "--presence", type=int, default=1, help="yes/no questions a labelled clip"
+    )
+    one.add_argument(
+        "--verification", type=int, default=0, help="yes/no questions a caption"
+    )
+    one.add_argument(
+        "--alpha",
+        type=float,
+        help="thin out and repeat so that shares are size^alpha (0.5: square root); "
+        "without it ESPnet's sampler can do so every epoch, from category2utt",
+    )
+    one.add_argument("--size", type=int, default=0, help="samples with --alpha")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=make_instruction)
+
+
+def add_label_captions(commands):
+    """The command that makes sentences of labels."""
+    one = commands.add_parser(
+        "label_captions", help="a caption set from a label set (stages 1 and 2)"
+    )
+    one.add_argument("source", type=Path, help="data directory with labels in text")
+    one.add_argument("--out", type=Path, required=True, help="data directory to write")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=make_label_captions)
+
+
+def add_categories(commands):
+    """The command that writes what ESPnet's category samplers read."""
+    one = commands.add_parser(
+        "categories", help="category2utt from utt2category, for batch_type: catpow"
+    )
+    one.add_argument("sources", type=Path, nargs="+", help="data directories")
+    one.set_defaults(run=make_categories)
+
+
+def add_leakage(commands):
+    """The command that compares training and test sets."""
+    one = commands.add_parser(
+        "leakage", help="which test clips were trained on, by clip, source and file"
+    )
+    one.add_argument("--train", type=Path, nargs="+", required=True)
+    one.add_argument("--test", type=Path, nargs="+", required=True)
+    one.add_argument("--report", type=Path, help="write the table here too")
+    one.add_argument(
+        "--leaking",
+        type=Path,
+        help="write the training samples that overlap here, one a line "
+        "(slit_data subset --exclude)",
+    )
+    one.add_argument(
+        "--fail",
+        choices=("zero_shot", "any", "never"),
+        default="zero_shot",
+        help="what ends with status 1: a broken zero-shot claim, any overlap, nothing",
+    )
+    one.set_defaults(run=check_leakage)
+
+
+def add_corpus_options(one, reader):
+    """Options all corpora share, then those of this reader."""
+    one.add_argument("--root", type=Path, required=True, help="the corpus")
+    one.add_argument("--out", type=Path, default=Path("data"), help="parent of the sets")
+    one.add_argument(
+        "--splits",
+        default="",
+        help=f"comma-separated, from: {', '.join(reader.splits)}",
+    )
+    one.add_argument(
+        "--name",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="SPLIT=NAME",
+        help=f"name of a set, default {reader.name}_SPLIT; repeatable",
+    )
+    one.add_argument(
+        "--audio_dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of audio, searched recursively; repeatable",
+    )
+    one.add_argument(
+        "--form",
+        choices=("auto", "train", "evaluation"),
+        default="auto",
+        help="train: one line an annotation; evaluation: one line a clip, references",
+    )
+    one.add_argument("--zero_shot", type=boolean, help="claim written to set.json")
+    add_limits(one)
+    own = one.add_argument_group(f"options of {reader.name}")
+    for name, kind, default, text in reader_options(reader):
+        own.add_argument(
+            f"--{name}",
+            type=boolean if kind is bool else kind,
+            default=default,
+            help=f"{text} (default: {default})",
+        )
+
+
+def make_corpus(args):
+    """Builds the sets of one corpus and prints their reports."""
+    reader = READERS[args.command]
+    options = {name: getattr(args, name) for name, *_ in reader_options(reader)}
+    reports = build_sets(
+        reader(args.root, **options),
+        args.out,
+        splits=[s for s in args.splits.split(",") if s],
+        audio_dirs=args.audio_dir,
+        limits=read_limits(args),
+        names=dict(args.name),
+        evaluation={"auto": None, "train": False, "evaluation": True}[args.form],
+        zero_shot=args.zero_shot,
+    )
+    for report in reports:
+        print(report.text())
+
+
+def open_corpora(names, roots, options):
+    """Readers of the corpora named in a blank- or comma-separated list."""
+    found = []
+    for name in names.replace(",", " ").split():
+        if name not in READERS:
+            raise CorpusError(f"expected corpora of {', '.join(READERS)}; found {name}")
+        if not roots.get(name):
+            raise CorpusError(
+                f"{name}: where is it? Give --root {name}=DIR, or set {name.upper()} in "
+                "db.sh or in the environment."
+            )
+        kinds = {n: kind for n, kind, *_ in reader_options(READERS[name])}
+        given = {}
+        for option, value in options.items():
+            owner, _, keyword = option.partition(".")
+            if owner == name:
+                if keyword not in kinds:
+                    raise CorpusError(
+                        f"{name} has the options {', '.join(kinds) or '(none)'}; "
+                        f"found {keyword}"
+                    )
+                kind = kinds[keyword]
+                given[keyword] = boolean(value) if kind is bool else kind(value)
+        found.append(READERS[name](Path(roots[name]), **given))
+    return found
+
+
+def prepare(args):
+    """Makes all sets of a recipe and prints their sizes."""
+    roots, options = dict(args.root), dict(args.set)
+    made = recipe.make(
+        recipe.Recipe(
+            corpora=open_corpora(args.corpora, roots, options),
+            zero_shot=open_corpora(args.zero_shot, roots, options),
+            wording=instruction.Wording(
+                TEMPLATES, args.presence, args.verification, args.seed
+            ),
+            alpha=args.alpha,
+            label_captions=args.label_captions,
+            drop_leaking=not args.keep_leaking,
+            limits=read_limits(args),
+        ),
+        args.out,
+    )
+    for report in sorted(args.out.glob("**/corpus_report.txt")):
+        print(report.read_text(encoding="utf-8"))
+    for name, count in made.items():
+        print(f"{args.out / name}: {count:,} samples")
+
+
+def make_recipe_set(args):
+    """Completes a data directory of another ESPnet recipe."""
+    names = dict(read_pairs(args.label_names)) if args.label_names else None
+    count = read_recipe_set(
+        args.source,
+        args.out,
+        args.task,
+        args.form == "evaluation",
+        names,
+        args.zero_shot,
+    )
+    print(f"{args.out}: {count:,} samples")
+
+
+def make_instruction(args):
+    """Mixes data directories and prints the size of each category."""
+    wording = instruction.Wording(
+        TEMPLATES, args.presence, args.verification, args.seed
+    )
+    counts = instruction.mix(args.sources, args.out, wording, args.alpha, args.size)
+    total = sum(counts.values())
+    print(f"{args.out}: {total:,} samples")
+    for category, count in sorted(counts.items()):
+        print(f"  {category:<44}{count:>10,}{count / total:>8.1%}")
+
+
+def make_label_captions(args):
+    """Makes captions of labels."""
+    count = instruction.caption_labels(args.source, args.out, seed=args.seed)
+    print(f"{args.out}: {count:,} samples")
+
+
+def make_categories(args):
+    """Writes category2utt beside each utt2category."""
+    for source in args.sources:
+        print(f"{source}: {instruction.write_categories(source):,} categories")
+
+
+def check_leakage(args):
+    """Prints the table; status 1 where --fail says so."""
+    rows = leakage.find_overlaps(args.train, args.test)
+    table = leakage.report(rows)
+    print(table, end="")
+    if args.report:
+        args.report.write_text(table, encoding="utf-8")
+    if args.leaking:
+        found = {u for d in args.train for u in leakage.leaking_utterances(d, args.test)}
+        args.leaking.write_text("".join(f"{u}\n" for u in sorted(found)), "utf-8")
+    matters = {"any": True, "never": False}
+    wrong = [row for row in rows if row.clips and matters.get(args.fail, row.zero_shot)]
+    if wrong:
+        sys.exit(
+            f"{len(wrong)} overlaps that must not be. Leave those training samples out "
+            "(--leaking FILE, then slit_data subset --exclude FILE), use the blacklists "
+            "of WavCaps, or withdraw the claim (--zero_shot false)."
+        )
+
+
+def main(cmd=None):
+    """Runs one command; a corpus that is not as expected ends with a sentence."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    args = get_parser().parse_args(cmd)
+    try:
+        args.run(args)
+    except (CorpusError, DataDirError, ValueError) as problem:
+        sys.exit(str(problem))
+
+
+if __name__ == "__main__":
+    main()

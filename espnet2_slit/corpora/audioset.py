@@ -1,0 +1,105 @@
+"""AudioSet: ten-second YouTube clips with labels of an ontology of 527 classes.
+
+{balanced_train,unbalanced_train,eval}_segments.csv; the third comment is the header:
+
+    # Segments csv created Sun Mar  5 10:54:31 2017
+    # num_ytids=22160, num_segs=22160, num_unique_labels=527, num_positive_labels=52882
+    # YTID, start_seconds, end_seconds, positive_labels
+    --4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_,/m/0bt9lr,/m/0jbk"
+
+Names of the labels ("/m/068hy") are in class_labels_indices.csv or ontology.json. Names
+hold commas ("Male speech, man speaking"), so several labels are joined by "; ".
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+from espnet2_slit.corpora.audiocaps import youtube_names
+from espnet2_slit.corpora.base import (
+    CLASS,
+    Corpus,
+    CorpusError,
+    Sample,
+    SetPlan,
+    encoding_of,
+    read_table,
+)
+
+FILES = {
+    "balanced_train": "balanced_train_segments.csv",
+    "unbalanced_train": "unbalanced_train_segments.csv",
+    "eval": "eval_segments.csv",
+}
+
+
+class AudioSet(Corpus):
+    """Reads AudioSet.
+
+    Args:
+        root: holds the segment files, the label names and the audio.
+    """
+
+    name = "audioset"
+    splits = tuple(FILES)
+    default_splits = ("balanced_train", "eval")
+    evaluation_splits = ("eval",)
+    train_splits = ("balanced_train",)
+
+    def plan(self, split: str, evaluation: bool) -> SetPlan:
+        table = self.find(FILES[split], f"*/{FILES[split]}")
+        names = self._label_names()
+        tally = Counter()
+        return SetPlan(
+            name=split,
+            corpus=self.name,
+            split=split,
+            variant="multi-label",
+            samples=self._samples(table, names, tally),
+            tasks=("classification",),
+            labels=tuple(sorted(set(names.values()))),
+            notes='multi-label: `references` has one label a line, `text` joins by "; "',
+            tally=tally,
+        )
+
+    def _label_names(self) -> dict[str, str]:
+        """mid -> display name; of the 527 classes, or of the whole ontology."""
+        file = "class_labels_indices.csv"
+        if self.has(file, f"*/{file}"):
+            table = self.find(file, f"*/{file}")
+            rows = read_table(table, ("index", "mid", "display_name"))
+            return {row["mid"]: row["display_name"] for row in rows}
+        ontology = self.find("ontology.json", "*/ontology.json")
+        entries = json.loads(ontology.read_text(encoding="utf-8"))
+        return {
+            entry["id"]: entry["name"]
+            for entry in entries
+            if not {"abstract", "blacklist"} & set(entry["restrictions"])
+        }
+
+    def _samples(self, table: Path, names: dict[str, str], tally: Counter):
+        with open(table, encoding=encoding_of(table), newline="") as source:
+            for row in csv.reader(source, skipinitialspace=True):
+                if not row or row[0].startswith("#"):
+                    continue
+                if len(row) != 4:
+                    raise CorpusError(
+                        f"{table}: expected YTID, start, end, labels; found {row}"
+                    )
+                tally["rows"] += 1
+                video, start, end, mids = row
+                unknown = [m for m in mids.split(",") if m not in names]
+                if unknown:
+                    tally["labels without a name (label left out)"] += len(unknown)
+                labels = tuple(names[m] for m in mids.split(",") if m in names)
+                yield Sample(
+                    clip=f"{video}_{float(start):g}",
+                    audio=youtube_names(video, start, float(end) - float(start)),
+                    text="; ".join(labels),
+                    task=CLASS,
+                    source=f"youtube:{video}",
+                    labels=labels,
+                )
