@@ -13,3 +13,12 @@ Letters for shapes, used in docstrings and comments throughout the package:
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    """`SLIT`, imported when asked for: the package itself imports nothing slow."""
+    if name == "SLIT":
+        from espnet2_slit.inference import SLIT
+
+        return SLIT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Reads any audio into mono float32 at one rate; every way it can fail has a name.
 
-Owns decoding (libsndfile), down-mixing, resampling (soxr) and the checks at that border.
-It leaves windows and features to the audio encoder.
+Owns decoding (libsndfile), down-mixing, resampling (soxr) and the checks at that
+border. It leaves windows and features to the audio encoder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def _check_file(path):
     if file.is_dir():
         raise _fault(text, "is a folder, expected an audio file", "Name a file in it")
     if not file.exists():
-        raise _fault(text, "no such audio file", "Check the path in wav.scp")
+        raise _fault(
+            text,
+            "no such audio file",
+            "Check the path (a relative one starts" " from the working directory)",
+        )
     if file.stat().st_size == 0:
         raise _fault(text, "the file is empty (0 bytes)", "Copy or export it again")
 
@@ -150,8 +154,8 @@ def to_mono(audio, sample_rate, target_rate, name="audio array"):
         if audio.shape[channel_axis] > MAX_CHANNELS:
             raise _fault(
                 name,
-                f"has shape {audio.shape}, expected (samples,) or at most {MAX_CHANNELS}"
-                " channels",
+                f"has shape {audio.shape}, expected (samples,) or at most"
+                f" {MAX_CHANNELS} channels",
                 "Pass one clip at a time, several clips as a list",
             )
     elif audio.ndim != 1 and audio.size:

@@ -23,9 +23,11 @@ import torch
 _CHECKPOINT_GLOBALS = [
     datetime.timedelta,
     np.dtype,
-    np.core.multiarray.scalar
-    if np.lib.NumpyVersion(np.__version__) < "2.0.0"
-    else np._core.multiarray.scalar,
+    (
+        np.core.multiarray.scalar
+        if np.lib.NumpyVersion(np.__version__) < "2.0.0"
+        else np._core.multiarray.scalar
+    ),
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
 ]
 # What torch.load raises for half a file, an empty one, or one of another kind.
@@ -209,7 +211,9 @@ def load_init_params(
                 "--ignore_init_mismatch true."
             )
         if bad:
-            logging.warning(f"--init_param {spec}: does not fit, left out: {shown(bad)}")
+            logging.warning(
+                f"--init_param {spec}: does not fit, left out: {shown(bad)}"
+            )
         taken.update({k: v for k, v in found.items() if k not in set(bad)})
         logging.info(
             f"--init_param {spec}: {len(found) - len(bad)} weights"
@@ -301,6 +305,8 @@ def repair_experiment(
             )
         except _UNREADABLE:
             return  # resume reads it again and says what is wrong with it
+    if not isinstance(states, dict) or not {"model", "reporter"} <= set(states):
+        return  # the same
     epoch, stats = states["reporter"]["epoch"], states["reporter"]["stats"]
     model_file = folder / f"{epoch}epoch.pth"
     if not model_file.is_file():
@@ -341,6 +347,9 @@ def read_training_config(folder: Path) -> Optional[dict]:
     config = folder / "config.yaml"
     if not (folder / "checkpoint.pth").is_file() or not config.is_file():
         return None
-    with config.open(encoding="utf-8") as stream:
-        content = yaml.safe_load(stream)
+    try:
+        with config.open(encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except yaml.YAMLError:
+        content = None  # killed while ESPnet wrote it; it is written again now
     return content if isinstance(content, dict) else None

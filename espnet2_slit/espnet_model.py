@@ -36,6 +36,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel  # noqa: E402
 
 # A loss above this multiple of its running mean is counted as a spike.
 SPIKE_RATIO = 3.0
+PRECISIONS = ("float32", "bfloat16")
 RUNNING_MEAN_DECAY = 0.98  # about the last 50 steps
 
 
@@ -46,6 +47,8 @@ class SLITModel(AbsESPnetModel):
         qformer: the trained Q-Former.
         audio_encoder: frozen encoder (its parameters, if any, weight its layers);
             None if frames come from the feature cache.
+        precision: "float32", or "bfloat16": forward runs under autocast, also on a CPU,
+            where ESPnet's --use_amp does nothing. Weights stay float32.
         extract_feats_in_collect_stats: ESPnet's switch; nothing is normalised by
             statistics here, so its collect-stats stage never needs the model.
     """
@@ -59,14 +62,29 @@ class SLITModel(AbsESPnetModel):
         self,
         qformer: QFormer,
         audio_encoder: Optional[nn.Module] = None,
+        precision: str = "float32",
         extract_feats_in_collect_stats: bool = False,
     ):
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"model_conf.precision: expected one of {PRECISIONS}, found "
+                f"{precision!r}"
+            )
+        self.precision = precision
         self.qformer = qformer
         self.audio_encoder = audio_encoder
         self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
         # of this process, for the watch alone: not in checkpoints, not broadcast
         self._running_loss: Optional[Tensor] = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """forward, in the configured precision."""
+        if self.precision == "float32":  # then the Trainer's own autocast decides
+            return super().__call__(*args, **kwargs)
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16):
+            return super().__call__(*args, **kwargs)
 
     def encode_audio(
         self,
@@ -157,6 +175,7 @@ class RepresentationModel(SLITModel):
         matching_weight: of the loss; 0 leaves the objective out.
         generation_weight: of the loss; 0 leaves the objective out.
         gather: gradient through the other ranks' embeddings: "full" or "detach".
+        precision: see SLITModel.
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
@@ -176,9 +195,12 @@ class RepresentationModel(SLITModel):
         matching_weight: float = 1.0,
         generation_weight: float = 1.0,
         gather: str = "full",
+        precision: str = "float32",
         extract_feats_in_collect_stats: bool = False,
     ):
-        super().__init__(qformer, audio_encoder, extract_feats_in_collect_stats)
+        super().__init__(
+            qformer, audio_encoder, precision, extract_feats_in_collect_stats
+        )
         self.weights = {
             "contrastive": contrastive_weight,
             "matching": matching_weight,
@@ -366,6 +388,7 @@ class _PromptedModel(SLITModel):
         qformer: its language head is not needed.
         language_model: frozen, possibly with trained LoRA weights.
         audio_encoder: frozen encoder; None for cached features.
+        precision: see SLITModel.
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
@@ -377,9 +400,12 @@ class _PromptedModel(SLITModel):
         qformer: QFormer,
         language_model: nn.Module,
         audio_encoder: Optional[nn.Module] = None,
+        precision: str = "float32",
         extract_feats_in_collect_stats: bool = False,
     ):
-        super().__init__(qformer, audio_encoder, extract_feats_in_collect_stats)
+        super().__init__(
+            qformer, audio_encoder, precision, extract_feats_in_collect_stats
+        )
         self.language_model = language_model
         self.language_projection = nn.Linear(qformer.width, language_model.width)
 
@@ -443,6 +469,7 @@ class GenerativeModel(_PromptedModel):
         audio_encoder: frozen encoder; None for cached features.
         carry_text_branch: keep the Q-Former's text side, untrained, in the
             checkpoints, so that instruction tuning can start from this stage.
+        precision: see SLITModel.
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
@@ -452,10 +479,15 @@ class GenerativeModel(_PromptedModel):
         language_model: nn.Module,
         audio_encoder: Optional[nn.Module] = None,
         carry_text_branch: bool = True,
+        precision: str = "float32",
         extract_feats_in_collect_stats: bool = False,
     ):
         super().__init__(
-            qformer, language_model, audio_encoder, extract_feats_in_collect_stats
+            qformer,
+            language_model,
+            audio_encoder,
+            precision,
+            extract_feats_in_collect_stats,
         )
         if carry_text_branch != (qformer.embedding is not None):
             raise ValueError(
@@ -511,6 +543,7 @@ class InstructionModel(_PromptedModel):
         qformer: with text branch if the queries read the instruction.
         language_model: frozen.
         audio_encoder: frozen encoder; None for cached features.
+        precision: see SLITModel.
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
@@ -519,10 +552,15 @@ class InstructionModel(_PromptedModel):
         qformer: QFormer,
         language_model: nn.Module,
         audio_encoder: Optional[nn.Module] = None,
+        precision: str = "float32",
         extract_feats_in_collect_stats: bool = False,
     ):
         super().__init__(
-            qformer, language_model, audio_encoder, extract_feats_in_collect_stats
+            qformer,
+            language_model,
+            audio_encoder,
+            precision,
+            extract_feats_in_collect_stats,
         )
         if qformer.embedding is None:
             self.parts_of_other_stages += text_branch_names(qformer)

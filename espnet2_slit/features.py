@@ -1,14 +1,15 @@
 """Frozen-feature cache: every clip is encoded once, and the cache says by what.
 
 Owns the files of `dump/<tag>/<set>/`: how clips are cut into shards, how frames are
-stored, what identifies them, and the check before they are used. It leaves reading audio
-to `audio_io`, encoding to the audio encoder, and training to ESPnet's `kaldi_ark` type.
+stored, what identifies them, and the check before they are used. It leaves reading
+audio to `audio_io`, encoding to the audio encoder, and training to ESPnet's data type
+`kaldi_ark`.
 
 Frames are stored in Kaldi's own two-byte matrices ("CM2"). Of what kaldiio (ESPnet
-202511) and omniio (202611) both read, it is the only form with two bytes a value: a numpy
-fp16 array in an ark is read by kaldiio alone. Its 65,536 levels span the whole matrix, so
-a matrix with far outliers, where ordinary channels would lose precision, is stored in
-float32 instead; both kinds stand side by side in one ark.
+202511) and omniio (202611) both read, it is the only form with two bytes a value: a
+numpy fp16 array in an ark is read by kaldiio alone. Its 65,536 levels span the whole
+matrix, so a matrix with far outliers, where ordinary channels would lose precision, is
+stored in float32 instead; both kinds stand side by side in one ark.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ SCHEMA = 1
 # Relative rounding error of an ordinary channel; bfloat16's own is 1.7e-3.
 TOLERANCE = 1e-3
 LEVELS = 65535  # of a two-byte matrix
+# A tail shorter than a step of the encoder's frames needs no window of its own.
+WINDOW_SLACK_S = 0.1
 # What a fingerprint compares; "path" says where the weights lay, not what they are.
 NOT_IDENTITY = ("path",)
 
@@ -241,8 +244,8 @@ class Clip:
         end = whole if self.end_s is None else min(whole, self.end_s)
         if end <= self.start_s:
             raise AudioError(
-                f"{self.path}: clip {self.id} starts at {self.start_s} s, the file lasts"
-                f" {whole:.3f} s. Correct the segments file."
+                f"{self.path}: clip {self.id} starts at {self.start_s} s, the file"
+                f" lasts {whole:.3f} s. Correct the segments file."
             )
         return end - self.start_s
 
@@ -303,8 +306,8 @@ def read_clips(data_dir):
         clip = Clip(clip_id, *stretches[sample])
         if clips.setdefault(clip_id, clip) != clip:
             raise FeatureCacheError(
-                f"{data_dir}: utt2audio gives the clip id {clip_id!r} to two recordings,"
-                f" {clips[clip_id].path} and {clip.path}."
+                f"{data_dir}: utt2audio gives the clip id {clip_id!r} to two"
+                f" recordings, {clips[clip_id].path} and {clip.path}."
                 " Give each recording its own id."
             )
     return samples, {key: clips[key] for key in sorted(clips, key=str.encode)}
@@ -435,7 +438,7 @@ class Plan:
 
 
 def _reusable(folders, identity):
-    """{source: (ark, offset, frames)} of the clips in finished caches, and their names."""
+    """{source: (ark, offset, frames)} of the clips in finished caches, and which."""
     found, names = {}, {}
     for folder in folders:
         content = check_features(folder, identity)
@@ -481,12 +484,13 @@ def plan(data_dir, identity, reuse=(), shard_clips=1000):
     return Plan(samples, clips, shards, reused, reused_from)
 
 
-def measure(clips, bad_audio="stop", workers=4):
+def measure(clips, bad_audio="stop", longest_s=None, workers=4):
     """Read the headers of clips before any is encoded.
 
     Args:
         clips: list of Clip.
         bad_audio: "stop" raises when a file cannot be used; "drop" leaves it out.
+        longest_s: seconds that the encoder reads at most; None for no limit.
         workers: threads.
 
     Returns:
@@ -498,9 +502,16 @@ def measure(clips, bad_audio="stop", workers=4):
 
     def duration(clip):
         try:
-            return clip.duration_s()
+            seconds = clip.duration_s()
         except AudioError as error:
             return error
+        if longest_s is None or seconds <= longest_s + WINDOW_SLACK_S:
+            return seconds
+        return AudioError(
+            f"{clip.path}: clip {clip.id} lasts {seconds:.1f} s, longer than the"
+            f" {longest_s:.1f} s that the encoder reads. Cut it into segments, or raise"
+            " audio_encoder_conf.max_windows (and train with it)."
+        )
 
     with ThreadPoolExecutor(workers) as pool:
         measured = dict(
@@ -648,7 +659,10 @@ def encode(
     if kept:
         logging.info("%d of %d shards are whole and kept", kept, kept + len(todo))
     clips = [work.clips[key] for number in todo for key in work.shards[number]]
-    durations_s, dropped = measure(clips, bad_audio)
+    longest_s = None
+    if encoder.max_duration_s is not None:
+        longest_s = encoder.max_duration_s * encoder.max_windows
+    durations_s, dropped = measure(clips, bad_audio, longest_s)
     seconds = sum(durations_s.values())
     size = seconds * encoder.frames_per_second * encoder.width * 2
     logging.info(

@@ -107,7 +107,8 @@ class Frozen(nn.Module):
     def extra_repr(self) -> str:
         """Shows what is held, since torch cannot see it."""
         count = sum(p.numel() for p in self.module.parameters())
-        return f"{type(self.module).__name__}, {count:,} frozen parameters, {self.dtype}"
+        kind = type(self.module).__name__
+        return f"{kind}, {count:,} frozen parameters, {self.dtype}"
 
 
 def fingerprint(path_or_module: str | Path | nn.Module) -> str:

@@ -2,8 +2,8 @@
 
 Owns bringing audio of any kind to the models in batches that do not change a result,
 and what is computed once and used often: frames per clip, keys and values per clip,
-tokens per text. It leaves networks to `espnet_model`, wording to `templates`, evaluation
-sets to `decoding`.
+tokens per text. It leaves networks to `espnet_model`, wording to `templates`,
+evaluation sets to `decoding`.
 
     slit = SLIT.from_pretrained("exp/mini_instruction")
     slit.caption("x.wav")
@@ -14,6 +14,7 @@ sets to `decoding`.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ ROUTES = ("similarity", "matching", "language_model")
 # How a label becomes a text that the contrastive and matching sides compare with audio.
 LABEL_TEMPLATES = ("{}", "the sound of {}")
 RERANK = 128  # candidates that the matching head looks at, as in BLIP-2's evaluation
-# Padded seconds in one batch: 16 clips of 10 s; an hour-long clip is a batch of its own.
+# Padded seconds in one batch: 16 clips of 10 s; a longer clip is a batch of its own.
 BATCH_SECONDS = 160.0
 # Pairs of clip and text that the matching head sees at once.
 PAIRS_PER_BATCH = 256
@@ -169,14 +170,15 @@ def _is_one(audio):
     return not isinstance(audio, list)
 
 
-def _pad(arrays, dtype):
-    """Arrays of different length -> (B, longest, ...), and lengths (B,)."""
-    lengths = torch.tensor([len(array) for array in arrays])
-    first = np.asarray(arrays[0])
-    padded = torch.zeros(len(arrays), int(lengths.max()), *first.shape[1:], dtype=dtype)
+def _pad(arrays):
+    """Arrays of different length -> tensor (B, longest, ...), and lengths (B,)."""
+    arrays = [np.asarray(array) for array in arrays]
+    lengths = [len(array) for array in arrays]
+    shape = (len(arrays), max(lengths), *arrays[0].shape[1:])
+    padded = np.zeros(shape, arrays[0].dtype)
     for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = torch.as_tensor(np.asarray(array))
-    return padded, lengths
+        row[: len(array)] = array
+    return torch.from_numpy(padded), torch.tensor(lengths)
 
 
 # --------------------------------------------------------------------------- parts
@@ -200,12 +202,17 @@ class Part:
     config_file: Path
     model_file: Path
 
-    def text_ids(self, text):
+    def __post_init__(self):
+        # A text of an evaluation set stands in hundreds of pairs.
+        self.text_ids = functools.lru_cache(maxsize=200_000)(self._text_ids)
+        self.prompt = functools.lru_cache(maxsize=10_000)(self._prompt)
+
+    def _text_ids(self, text):
         """Ids of a text for the Q-Former."""
         return self.preprocess("", {"text": text})["qformer_text"]
 
-    def prompt(self, instruction):
-        """{"llm_prompt": ids, "qformer_instruction": ids}, as far as the model has them.
+    def _prompt(self, instruction):
+        """{"llm_prompt": ids, "qformer_instruction": ids}, as far as the model has it.
 
         A generative model has one fixed prompt, or none; a question then goes to the
         language model alone.
@@ -393,7 +400,8 @@ class SLIT:
             )
             if differences:
                 raise InferenceError(
-                    f"audio_encoder: {conf['path']} is not the encoder of the training: "
+                    f"audio_encoder: {conf['path']} is not the encoder of the"
+                    " training: "
                     + "; ".join(differences)
                     + ". Pass the right one: audio_encoder=..."
                 )
@@ -407,7 +415,7 @@ class SLIT:
 
     def _frames(self, part, clips, arrays):
         """Frames of one batch: (B, T, D_a) and (B,), on the device."""
-        padded, lengths = _pad(arrays, torch.float32)
+        padded, lengths = _pad(arrays)
         padded, lengths = padded.to(self.device), lengths.to(self.device)
         if clips.are_frames:
             return padded, lengths
@@ -553,7 +561,7 @@ class SLIT:
         if not candidates:
             raise InferenceError("expected candidates to rank, found an empty list.")
         encode = part.model.language_model.encode_target
-        ids, lengths = _pad([encode(text) for text in candidates], torch.long)
+        ids, lengths = _pad([encode(text) for text in candidates])
         return ids.to(self.device), lengths.to(self.device)
 
     def _prefixes(self, part, clips, requests):
@@ -576,7 +584,7 @@ class SLIT:
                 for name in prompts[0]:
                     fields[name] = tuple(
                         tensor.to(self.device)
-                        for tensor in _pad([p[name] for p in prompts], torch.long)
+                        for tensor in _pad([p[name] for p in prompts])
                     )
                 prefix = part.model.prefix(
                     frames[index],
@@ -728,7 +736,7 @@ class SLIT:
         embedded = None
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            padded, lengths = _pad([ids[i] for i in batch], torch.long)
+            padded, lengths = _pad([ids[i] for i in batch])
             text = part.model.embed_text(
                 padded.to(self.device), lengths.to(self.device)
             )
@@ -805,16 +813,25 @@ class SLIT:
             rerank: candidates of each query that the matching head looks at; 0: none.
             directions: which re-ranked scores are wanted.
             audio_embeddings: (N, Q, E) if they are known.
-            match: stands in for `match_pairs`: takes the wanted texts of each clip;
-                None as its result leaves the re-ranked scores out.
+            match: stands in for `match_pairs`: takes texts, and the wanted ones of each
+                clip; None as its result leaves the re-ranked scores out.
 
         Returns:
             {"contrastive": (M, N) cosines, "reranked_text_to_audio": (M, N),
             "reranked_audio_to_text": (M, N)}, float32. A re-ranked score is the cosine
             plus the matching logit; what was not looked at stands below what was, in
-            its contrastive order.
+            its contrastive order. Equal texts have equal scores: they are compared
+            once.
         """
         part = self._need("representation")
+        unique = list(dict.fromkeys(texts))
+        if len(unique) < len(texts):
+            row = {text: i for i, text in enumerate(unique)}
+            found = self.retrieve(
+                clips, unique, rerank, directions, audio_embeddings, match
+            )
+            index = [row[text] for text in texts]
+            return {name: array[index] for name, array in found.items()}
         # Encoding a waveform twice costs more than keeping its frames for a while.
         keep = bool(rerank) and audio_embeddings is None and not clips.are_frames
         width = part.model.qformer.encoder_width
@@ -833,7 +850,7 @@ class SLIT:
                 best["audio_to_text"] = top_indices(scores.T, rerank)  # (N,k) texts
             wanted = wanted_pairs(best, len(clips))
             if match is not None:
-                logits = match(wanted)
+                logits = match(texts, wanted)
             else:
                 logits = self.match_pairs(store if keep else clips, texts, wanted)
         if logits is None:
@@ -868,32 +885,24 @@ class SLIT:
         """
         part = self._need("representation")
         model = part.model
-        ids = [part.text_ids(text) for text in texts]
         logits = [np.empty(len(rows), np.float32) for rows in wanted]
         chosen = [i for i, rows in enumerate(wanted) if len(rows)]
         for batch, arrays in self._batches(clips, chosen):
             frames, lengths = self._frames(part, clips, arrays)
             memory = model.qformer.read_frames(frames, lengths)
-            # (row in the batch, place in the clip's list, text)
-            pairs = [
-                (row, place, int(text))
-                for row, clip in enumerate(batch)
-                for place, text in enumerate(wanted[clip])
-            ]
-            for start in range(0, len(pairs), PAIRS_PER_BATCH):
-                some = pairs[start : start + PAIRS_PER_BATCH]
-                used = sorted({text for _, _, text in some})
-                column = {text: i for i, text in enumerate(used)}
-                padded, text_lengths = _pad([ids[text] for text in used], torch.long)
+            for pairs in pair_batches([wanted[clip] for clip in batch]):
+                rows, places, texts_of = pairs.T
+                used, columns = np.unique(texts_of, return_inverse=True)
+                padded, text_lengths = _pad([part.text_ids(texts[t]) for t in used])
                 found = model.match(
                     memory,
                     padded.to(self.device),
                     text_lengths.to(self.device),
-                    torch.tensor([row for row, _, _ in some], device=self.device),
-                    torch.tensor([column[t] for _, _, t in some], device=self.device),
+                    torch.from_numpy(rows).to(self.device),
+                    torch.from_numpy(columns).to(self.device),
                 )
                 values = found.float().cpu().numpy()
-                for (row, place, _), value in zip(some, values, strict=True):
+                for row, place, value in zip(rows, places, values, strict=True):
                     logits[batch[row]][place] = value
         return logits
 
@@ -915,43 +924,17 @@ class SLIT:
         part = self.generator if instruction else self._any_part
         if part is None:
             part = self._need("generator")
-        qformer = part.model.qformer
-        crossing = [
-            layer.cross_attention
-            for layer in qformer.layers
-            if layer.cross_attention is not None
-        ]
         maps = [None] * len(clips)
         for batch, arrays in self._batches(clips):
             frames, lengths = self._frames(part, clips, arrays)
-            seen = []
-            # Fused attention never holds its weights: take its queries, weigh again.
-            handles = [
-                cross.query.register_forward_hook(lambda *call: seen.append(call[2]))
-                for cross in crossing
-            ]
-            try:
-                memory = qformer.read_frames(frames, lengths)
-                reads = ()
-                if instruction:
-                    ids = part.prompt(instruction).get("qformer_instruction")
-                    if ids is not None:
-                        reads = _pad([ids] * len(batch), torch.long)
-                        reads = tuple(tensor.to(self.device) for tensor in reads)
-                qformer.forward_queries(memory, *reads)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            layers = []
-            for cross, query, keys in zip(crossing, seen, memory.keys, strict=True):
-                query = query.unflatten(-1, (cross.heads, -1)).transpose(1, 2)
-                scores = query @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5
-                if memory.mask is not None:
-                    scores = scores.masked_fill(~memory.mask, float("-inf"))
-                layers.append(scores.softmax(dim=-1).mean(dim=1))  # (B,Q,T)
-            stacked = torch.stack(layers, dim=1).float().cpu().numpy()
+            reads = ()
+            if instruction:
+                ids = part.prompt(instruction).get("qformer_instruction")
+                if ids is not None:
+                    reads = tuple(t.to(self.device) for t in _pad([ids] * len(batch)))
+            weights = attention_weights(part.model.qformer, frames, lengths, reads)
             for row, clip in enumerate(batch):
-                maps[clip] = stacked[row, :, :, : int(lengths[row])]
+                maps[clip] = weights[row, :, :, : int(lengths[row])]
         return maps
 
     def describe(self):
@@ -1020,6 +1003,41 @@ class FrameStore:
 
 
 # ------------------------------------------------------------- scores, small things
+
+
+def attention_weights(qformer, frames, lengths, reads=()):
+    """Weights of the cross-attention, which its fused kernel never holds.
+
+    Args:
+        qformer: QFormer.
+        frames: (B, T, D_a).
+        lengths: (B,).
+        reads: (instruction (B, L), lengths (B,)) or nothing.
+
+    Returns:
+        (B, layers, Q, T) float32 array, mean over the heads.
+    """
+    layers = [layer.cross_attention for layer in qformer.layers]
+    layers = [cross for cross in layers if cross is not None]
+    projected = []
+    handles = [
+        cross.query.register_forward_hook(lambda *call: projected.append(call[2]))
+        for cross in layers
+    ]
+    try:
+        memory = qformer.read_frames(frames, lengths)
+        qformer.forward_queries(memory, *reads)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = []
+    for cross, query, keys in zip(layers, projected, memory.keys, strict=True):
+        query = query.unflatten(-1, (cross.heads, -1)).transpose(1, 2)  # (B,H,Q,d)
+        scores = query @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5  # (B,H,Q,T)
+        if memory.mask is not None:
+            scores = scores.masked_fill(~memory.mask, float("-inf"))
+        weights.append(scores.softmax(dim=-1).mean(dim=1))
+    return torch.stack(weights, dim=1).float().cpu().numpy()
 
 
 def generation_options(options):
@@ -1102,6 +1120,38 @@ def wanted_pairs(best, clips):
         found.append(np.stack(pair, axis=1))  # (clip, text)
     pairs = np.unique(np.concatenate(found), axis=0)
     return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, clips)))
+
+
+def pair_batches(wanted, size=PAIRS_PER_BATCH):
+    """Pairs in batches that the Q-Former serves without copying keys and values.
+
+    That is, one clip with many texts, or several clips with equally many.
+
+    Args:
+        wanted: for each clip of a batch the indices of its texts.
+        size: pairs in a batch.
+
+    Yields:
+        (n, 3) int64: clip, place in its list, text.
+    """
+    lists = [
+        np.stack([np.full(len(t), row), np.arange(len(t)), t], axis=1)
+        for row, t in enumerate(np.asarray(t, dtype=np.int64) for t in wanted)
+    ]
+    while lists:
+        first = lists.pop(0)
+        if len(first) > size:
+            yield first[:size]
+            lists.insert(0, first[size:])
+            continue
+        group = [first]
+        while (
+            lists
+            and len(lists[0]) == len(first)
+            and (len(group) + 1) * len(first) <= size
+        ):
+            group.append(lists.pop(0))
+        yield np.concatenate(group)
 
 
 def rerank_rows(scores, match, best):

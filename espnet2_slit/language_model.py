@@ -48,8 +48,8 @@ class GenerationOptions:
         max_new_tokens: longest answer.
         min_new_tokens: shortest answer, before the end-of-sequence token.
         length_penalty: above 0 prefers longer beams, below 0 shorter ones.
-        repetition_penalty: 1 for none.
-        no_repeat_ngram_size: 0 for none.
+        repetition_penalty: of tokens generated before; 1 for none.
+        no_repeat_ngram_size: among generated tokens; 0 for none.
         do_sample: sample instead of taking the best. The samples of a row then depend
             on the batch it is in; without sampling they do not.
         temperature: for sampling.
@@ -112,7 +112,8 @@ class LanguageModel(nn.Module):
         tokenizer = text.tokenizer
         self.kind, self.text = text.kind, text
         self.path, self.revision = str(path), revision
-        self._weights = weights
+        # In a tuple, since torch would register a module.
+        self._weights = (model if weights is None else weights,)
         self.lora, self.load_in_bits = lora, load_in_bits
         embedding = model.get_input_embeddings().weight
         self.width = embedding.shape[1]
@@ -239,6 +240,7 @@ class LanguageModel(nn.Module):
                 inputs_embeds=embedded,
                 attention_mask=used.long(),
                 generation_config=self._generation_config(options),
+                logits_processor=self._logits_processors(options),
             )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -250,8 +252,6 @@ class LanguageModel(nn.Module):
             num_beams=options.num_beams,
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            repetition_penalty=options.repetition_penalty,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
             do_sample=options.do_sample,
         )
         if options.num_beams > 1:
@@ -261,6 +261,26 @@ class LanguageModel(nn.Module):
             settings["top_p"] = options.top_p
             settings["top_k"] = options.top_k
         return GenerationConfig(**settings)
+
+    def _logits_processors(self, options: GenerationOptions):
+        """Repetition rules over the tokens generated so far.
+
+        As `generate` makes them itself, but for its repetition penalty leaving out as
+        many generated tokens as a row has padding, because it takes them for the
+        prompt, which it does not see when it is given embeddings.
+        """
+        from transformers import (
+            LogitsProcessorList,
+            NoRepeatNGramLogitsProcessor,
+            RepetitionPenaltyLogitsProcessor,
+        )
+
+        rules = LogitsProcessorList()
+        if options.repetition_penalty != 1.0:
+            rules.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        if options.no_repeat_ngram_size > 0:
+            rules.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
+        return rules
 
     # ------------------------------------------------------------ candidates
 
@@ -367,7 +387,7 @@ class LanguageModel(nn.Module):
         return self.frozen.module.get_input_embeddings()(ids)
 
     def _inputs(self, prefix, prompt, prompt_lengths) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, N, D_l) of head, prefix and prompt, and where they are real."""
+        """(B, N, D_l) of head, prefix and prompt, and (B, N) where they are real."""
         if prefix.dim() != 3 or prefix.shape[2] != self.width:
             raise ValueError(
                 f"prefix: expected (B, Q, {self.width}), found {tuple(prefix.shape)}"
@@ -443,13 +463,12 @@ class LanguageModel(nn.Module):
         """What was trained with: plain values to compare when a model is loaded."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         digest = hashlib.sha256(repr(vocabulary).encode())
-        weights = self.frozen.module if self._weights is None else self._weights
         return {
             "kind": self.kind,
             "model_type": self.frozen.module.config.model_type,
             "path": self.path,
             "revision": self.revision,
-            "fingerprint": fingerprint(weights),
+            "fingerprint": fingerprint(self._weights[0]),
             "tokenizer_fingerprint": digest.hexdigest(),
             "width": self.width,
             "vocabulary": self.vocabulary,
@@ -616,8 +635,8 @@ def _check_ids(model: nn.Module, tokenizer, path: str) -> list[int]:
             f"{path}: the tokenizer pads with id {pads[0]} ({tokenizer.pad_token!r}), "
             f"the model with {pads[1]} "
             f"({tokenizer.convert_ids_to_tokens(pads[1])!r}): finished rows of a batch "
-            "would be filled with a token that decodes as text, or real tokens be taken "
-            "for padding. Correct pad_token_id in config.json or pad_token in "
+            "would be filled with a token that decodes as text, or real tokens be "
+            "taken for padding. Correct pad_token_id in config.json or pad_token in "
             "tokenizer_config.json."
         )
     return stop_ids or [eos]

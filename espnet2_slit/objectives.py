@@ -97,9 +97,7 @@ class World:
 
 
 def _is_parallel() -> bool:
-    return (
-        dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    )
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _GatherFull(torch.autograd.Function):
@@ -124,7 +122,7 @@ def _gather_values(x: Tensor, world: World) -> Tensor:
     padded[: x.size(0)] = x.detach()
     parts = [torch.empty_like(padded) for _ in world.sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, world.sizes)])
+    return torch.cat([part[:n] for part, n in zip(parts, world.sizes, strict=True)])
 
 
 def gather_rows(x: Tensor, world: World, rule: str = "full") -> Tensor:

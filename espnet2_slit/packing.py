@@ -625,7 +625,7 @@ def model_card(content, card="", results=""):
         )
     lines += ["", "## Licence", ""]
     lines += [
-        "Trained weights: " + (content.get("licence") or "not stated by who packed them")
+        f"Trained weights: {content.get('licence') or 'not stated by who packed them'}"
         + ". Frozen parts keep the licences of their makers."
     ]  # fmt: skip
     if results:

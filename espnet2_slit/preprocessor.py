@@ -104,7 +104,7 @@ class SLITPreprocessor(AbsPreprocessor):
     |---|---|
     | representation | qformer_text, clip_id, text_id |
     | generative | llm_target, clip_id; llm_prompt if `prompt` is set |
-    | instruction | llm_prompt, llm_target, clip_id; qformer_instruction if switched on |
+    | instruction | llm_prompt, llm_target, clip_id; qformer_instruction unless off |
 
     Called twice on a sample, or first on a part of it (ESPnet's streaming data set
     does so), it gives the same arrays.

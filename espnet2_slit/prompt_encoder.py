@@ -69,10 +69,11 @@ class PromptEncoder:
 
     def encode_target(self, text: str) -> list[int]:
         """Ids to predict: the text as the model was trained to write it, then EOS."""
+        text = text.strip()
         if self.kind == "seq2seq":  # BART's targets open with <s>, T5's do not
             ids = list(self.tokenizer(text).input_ids)
             return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
-        text = self._space + text.strip()
+        text = self._space + text
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return [*ids, self.eos_id]
 
@@ -150,8 +151,8 @@ class PromptEncoder:
             self.tokenizer(text, add_special_tokens=False).input_ids
             for text in ("a", " a")
         )
-        adds_itself = self.tokenizer.convert_ids_to_tokens(plain)[0].startswith("\u2581")
-        return plain != spaced and not adds_itself
+        first = self.tokenizer.convert_ids_to_tokens(plain)[0]
+        return plain != spaced and not first.startswith("\u2581")
 
 
 def load_prompt_encoder(

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from espnet2_slit.attention import Dropout, attend
+
 FRAME_NORM_EPS = 1e-5  # LayerNorm on encoder frames; BERT's own norms use 1e-12
 INITIAL_STD = 0.02  # BERT's initializer_range; also the query tokens'
 
@@ -177,16 +179,6 @@ class _AudioBlock:
     repeats: int = 1
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
-    """Scaled dot-product attention, (N, H, L_q, d) x (N, H, L_k, d) -> (N, L_q, H*d)."""
-    context = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout
-    )
-    return context.transpose(1, 2).flatten(2)
-
-
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(N, L, D) -> (N, H, L, D / H), a view."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -246,10 +238,12 @@ class CrossAttention(nn.Module):
         query = self.query(queries)
         parts = query.split([b.repeats * len(b.memory) for b in blocks])
         contexts = []
-        for block, part in zip(blocks, parts):
+        for block, part in zip(blocks, parts, strict=True):
             clips, memory = len(block.memory), block.memory
             # (R*B, Q, D) -> (B, R*Q, D): clip i answers all its pairs at once
-            part = part.unflatten(0, (block.repeats, clips)).transpose(0, 1).flatten(1, 2)
+            part = (
+                part.unflatten(0, (block.repeats, clips)).transpose(0, 1).flatten(1, 2)
+            )
             context = attend(
                 _heads(part, self.heads),
                 memory.keys[index],
@@ -277,7 +271,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, feed_forward)
         self.down = nn.Linear(feed_forward, width)
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D_q) -> (..., D_q)."""
@@ -321,7 +315,7 @@ class QFormerLayer(nn.Module):
         self.text_feed_forward = (
             FeedForward(width, feed_forward, dropout, eps) if text_branch else None
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -539,7 +533,7 @@ class QFormer(nn.Module):
             else None
         )
         self.embedding_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.embedding_dropout = nn.Dropout(dropout)
+        self.embedding_dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             QFormerLayer(
                 width,

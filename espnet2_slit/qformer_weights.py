@@ -297,7 +297,9 @@ def qformer_sizes(weights: dict[str, Tensor], heads: int | None = None) -> dict:
         )
     layers = [int(n.split(".")[1]) for n in weights if n.startswith("layers.")]
     crossing = sorted(
-        int(n.split(".")[1]) for n in weights if n.endswith("cross_attention.key.weight")
+        int(n.split(".")[1])
+        for n in weights
+        if n.endswith("cross_attention.key.weight")
     )
     up = next(t for n, t in weights.items() if n.endswith("feed_forward.up.weight"))
     sizes = dict(
@@ -528,7 +530,7 @@ def _to_transformers_layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if inner == "self_attention.query_key_value":
         return {
             f"{prefix}.attention.attention.{part}.{last}": chunk.clone()
-            for part, chunk in zip(_QUERY_KEY_VALUE, tensor.chunk(3))
+            for part, chunk in zip(_QUERY_KEY_VALUE, tensor.chunk(3), strict=True)
         }
     return {f"{prefix}.{_LAYER_NAMES[inner].format(self='attention')}.{last}": tensor}
 
@@ -629,7 +631,9 @@ def _download(name: str) -> Path:
         # safetensors first: a repository often has the same weights in four formats
         for pattern in ("*.safetensors", "*.bin"):
             folder = Path(
-                snapshot_download(name, allow_patterns=[pattern, f"{pattern}.index.json"])
+                snapshot_download(
+                    name, allow_patterns=[pattern, f"{pattern}.index.json"]
+                )
             )
             if any(folder.glob(pattern)):
                 return folder

@@ -282,7 +282,9 @@ class _Players:
         key = (set_name, clip)
         if key not in self._made:
             if sum(m.startswith("<audio") for m in self._made.values()) >= MAX_EMBEDDED:
-                return '<span class="quiet">audio left out to keep the page small</span>'
+                return (
+                    '<span class="quiet">audio left out to keep the page small</span>'
+                )
             source = self._sources.get(set_name, {}).get(clip)
             self._made[key] = self._make(source)
         return self._made[key]
@@ -337,10 +339,13 @@ def read_clip(path, start_s=0.0, end_s=None):
 def _attention_svgs(path, sources, set_name):
     """Attention of the queries over the spectrogram, one figure per clip."""
     with np.load(path, allow_pickle=False) as arrays:
-        if not {"ids", "attention", "lengths", "frames_per_second"} <= set(arrays.files):
+        if not {"ids", "attention", "lengths", "frames_per_second"} <= set(
+            arrays.files
+        ):
             return [
-                f'<p class="quiet">{_e(path)}: expected ids, attention (clips, queries, '
-                f"frames), lengths, frames_per_second; found {_e(arrays.files)}</p>"
+                f'<p class="quiet">{_e(path)}: expected ids, attention (clips, '
+                f"queries, frames), lengths, frames_per_second; found "
+                f"{_e(arrays.files)}</p>"
             ]
         ids = [str(i) for i in arrays["ids"]]
         attention, lengths = arrays["attention"], arrays["lengths"]
@@ -400,7 +405,9 @@ def _score_section(systems):
             m
             for m in dict.fromkeys(r.metric for rows in found for r in rows)
             if m not in NOT_TABLED
-            and any(r.value is not None for rows in found for r in rows if r.metric == m)
+            and any(
+                r.value is not None for rows in found for r in rows if r.metric == m
+            )
         ]
         head = "".join(f"<th>{_e(title(m))}</th>" for m in metrics)
         head = f"<tr><th>set</th><th>what</th><th>system</th><th>N</th>{head}</tr>"
@@ -435,7 +442,9 @@ def _score_cell(row):
     if row.chance is not None:
         chance = show(row.metric, row.chance)
         text += f'<br><span class="chance">{_e(chance)}</span>'
-    said = "; ".join(f"{k}: {v}" for k, v in row.protocol.items() if v not in ("", None))
+    said = "; ".join(
+        f"{k}: {v}" for k, v in row.protocol.items() if v not in ("", None)
+    )
     return f'<td title="{_e(said)}">{text}</td>'
 
 
@@ -496,15 +505,27 @@ EXAMPLE_SECTIONS = {
 }
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1b1b1b;max-width:1100px;margin:0 auto;
-padding:1.5rem}h1{margin:0 0 .3rem}h2{margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
-h3{margin:1.4rem 0 .4rem}table{border-collapse:collapse}td,th{border:1px solid #ddd;
-padding:.3rem .5rem;text-align:left;vertical-align:top;font-size:14px}
-th{background:#f4f4f4}.wide{overflow-x:auto}.quiet{color:#666;font-size:12px}
-.range{color:#666;font-size:12px;white-space:nowrap}.chance{color:#c1121f;font-size:12px}figure{margin:.6rem 0}svg{max-width:100%;height:auto}
-
-.row figure{display:inline-block;max-width:48%}figcaption{color:#666;font-size:13px}audio{height:32px;width:230px;vertical-align:middle}
-ul,ol{margin:0;padding-left:1.2rem}.right{background:#e3f4e1}.wrong{background:#fbe7e7}
-nav a{margin-right:1rem}pre{background:#f4f4f4;padding:.6rem;white-space:pre-wrap}
+  padding:1.5rem}
+h1{margin:0 0 .3rem}
+h2{margin:2.2rem 0 .6rem;border-bottom:2px solid #ddd}
+h3{margin:1.4rem 0 .4rem}
+table{border-collapse:collapse}
+td,th{border:1px solid #ddd;padding:.3rem .5rem;text-align:left;vertical-align:top;
+  font-size:14px}
+th{background:#f4f4f4}
+.wide{overflow-x:auto}
+.quiet{color:#666;font-size:12px}
+.range{color:#666;font-size:12px;white-space:nowrap}
+.chance{color:#c1121f;font-size:12px}
+figure{margin:.6rem 0}
+.row figure{display:inline-block;max-width:48%}
+svg{max-width:100%;height:auto}
+figcaption{color:#666;font-size:13px}
+audio{height:32px;width:230px;vertical-align:middle}
+ul,ol{margin:0;padding-left:1.2rem}
+.right{background:#e3f4e1}
+.wrong{background:#fbe7e7}
+nav a{margin-right:1rem}
 """
 
 

@@ -28,6 +28,8 @@ ROUTES = {
     "language_model_sum": "language model, log-likelihood of the label",
     "language_model_mean": "language model, log-likelihood per token of the label",
 }
+# decode.json: option -> the one task that it concerns.
+DECODING_OWNERS = {"rerank": "retrieval", "label_templates": "classification"}
 EXAMPLES = 8  # of each task in the report
 # Cells of a similarity matrix computed at once from embeddings.
 CELLS_PER_CHUNK = 16_000_000
@@ -90,7 +92,7 @@ def read_decode(folder):
 
 
 def read_references(data_dir):
-    """clip id -> its reference texts, from `references`, or `text` where it is absent."""
+    """clip id -> its reference texts: from `references`, else from `text`."""
     data_dir = Path(data_dir)
     references: dict[str, list[str]] = {}
     if (data_dir / "references").is_file():
@@ -171,6 +173,16 @@ def _sha256(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def _decoding_of(task, decoding):
+    """The task's own part of decode.json's `decoding`, and what no task owns."""
+    if not isinstance(decoding, dict):
+        return decoding
+    if task in decoding:
+        return decoding[task]
+    owned = {*SCORERS, *(n for n, owner in DECODING_OWNERS.items() if owner != task)}
+    return {k: v for k, v in decoding.items() if k not in owned}
+
+
 def _plain(value):
     """A protocol value as one short string."""
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -200,24 +212,22 @@ def score_set(table, data_dir, decode_dir, options=None):
     facts = read_set(data_dir)
     tasks = facts.get("tasks") or decoded["tasks"]
     protocol = base_protocol(data_dir, facts)
-    protocol |= {
-        "model": _plain(decoded.get("model")),
-        "encoder": _plain(decoded.get("encoder")),
-        "language_model": _plain(decoded.get("language_model")),
-        "decoding": _plain(decoded.get("decoding")),
-        "seed": decoded.get("seed"),
-    }
+    for name in ("model", "encoder", "language_model", "seed"):
+        protocol[name] = _plain(decoded.get(name))
     for task in tasks:
+        decoding = _plain(_decoding_of(task, decoded.get("decoding")))
         if task not in decoded["tasks"]:
+            reason = decoded.get("not_decoded", {}).get(task, "no reason given")
             needs = (
-                f"the set decoded for it (decode.json lists {decoded['tasks']}; the "
-                "system may lack the part for this task)"
+                f"the set decoded for it (decode.json lists {decoded['tasks']}: "
+                f"{reason})"
             )
-            logging.warning("%s: %s is not decoded", data_dir.name, task)
+            logging.warning("%s: %s is not decoded: %s", data_dir.name, task, reason)
             table.add_missing(data_dir.name, task, needs, protocol)
             continue
         predictions = Predictions(decode_dir / task, task)
-        SCORERS[task](table, data_dir, predictions, protocol, options)
+        here = protocol | {"decoding": decoding}
+        SCORERS[task](table, data_dir, predictions, here, options)
 
 
 def score_predictions(table, data_dir, task, path, options=None):
@@ -228,7 +238,7 @@ def score_predictions(table, data_dir, task, path, options=None):
         data_dir: the set's data directory.
         task: caption, retrieval, question_answering or classification.
         path: `id hypothesis` lines (caption, question_answering, classification) or an
-            .npz (retrieval, classification), see docs.
+            .npz (retrieval, classification); `slit_score --help` names its arrays.
         options: CaptionOptions.
 
     Raises:
@@ -773,15 +783,15 @@ def average_folds(folders, system, resamples=1000, seed=0):
     """Mean over folds that were scored apart, one model each.
 
     Args:
-        folders: directories with scores.json and items.npz, one per fold, each with
-            one set of each task.
+        folders: directories with scores.json and items.npz, one per fold: with the
+            same sets each, or each with one set of each task.
         system: name of the mean.
         resamples: bootstrap replicates.
         seed: of the replicates; clips are resampled within their fold.
 
     Returns:
-        ScoreTable: the folds' own rows, then the rows of the mean, whose set is
-        `mean_of_<F>_folds`.
+        ScoreTable: the folds' own rows (set `<set>@fold<f>`), then the rows of the
+        mean (`<set>@mean_of_<F>_folds`, without `<set>@` where its name differs).
 
     Raises:
         ScoringError: fewer than two folds, or folds with different rows.
@@ -789,56 +799,62 @@ def average_folds(folders, system, resamples=1000, seed=0):
     if len(folders) < 2:
         raise ScoringError(f"expected two or more folds, found {len(folders)}")
     table = ScoreTable(system, resamples, seed)
+    scored = [read_scores(folder / "scores.json")[0] for folder in map(Path, folders)]
+    items = [read_items(Path(folder) / "items.npz") for folder in folders]
+    names = [{row.set for row in one.rows} for one in scored]
+    alike = all(found == names[0] for found in names)
+    mean_of = f"mean_of_{len(folders)}_folds"
     groups: dict[tuple, list] = {}
-    for index, folder in enumerate(map(Path, folders)):
-        scored, _ = read_scores(folder / "scores.json")
-        items = read_items(folder / "items.npz")
-        name = f"fold{index + 1}"
-        for row in scored.rows:
+    for index, one in enumerate(scored):
+        for row in one.rows:
             suffix = row.key.removeprefix(f"{row.set}/")
-            groups.setdefault((row.task, suffix), []).append((index, row, items))
-            table.rows.append(
-                replace(row, set=f"{row.set}@{name}", key=f"{row.set}@{name}/{suffix}")
-            )
-        for set_name, details in scored.details.items():
-            table.details[f"{set_name}@{name}"] = details
-    set_name = f"mean_of_{len(folders)}_folds"
-    for (task, suffix), found in groups.items():
-        if [index for index, _, _ in found] != list(range(len(folders))):
+            set_name = f"{row.set}@{mean_of}" if alike else mean_of
+            groups.setdefault((set_name, suffix), []).append((index, row))
+            here = f"{row.set}@fold{index + 1}"
+            table.rows.append(replace(row, set=here, key=f"{here}/{suffix}"))
+        for set_name, details in one.details.items():
+            table.details[f"{set_name}@fold{index + 1}"] = details
+    for (set_name, suffix), found in groups.items():
+        if [index for index, _ in found] != list(range(len(folders))):
             raise ScoringError(
                 f"{suffix}: expected one row in each of {len(folders)} folds, found "
-                f"{len(found)} in folds {[index + 1 for index, _, _ in found]}"
+                f"{len(found)} in folds {[index + 1 for index, _ in found]}"
             )
-        rows = [row for _, row, _ in found]
-        row = rows[0]
-        mean = Row(
-            set=set_name,
-            task=task,
-            metric=row.metric,
-            value=None,
-            chance=None,
-            n=sum(r.n for r in rows),
-            low=None,
-            high=None,
-            protocol=row.protocol
-            | {"split": f"{len(folders)} folds", "resampled": "clips within folds"},
-            note=next((r.note for r in rows if r.note), ""),
-            key=f"{set_name}/{suffix}",
-        )
-        if all(r.value is not None for r in rows):
-            mean.value = float(np.mean([r.value for r in rows]))
-            if all(r.chance is not None for r in rows):
-                mean.chance = float(np.mean([r.chance for r in rows]))
-            drawn = [
-                replicates([items[r.key][0]], resamples, seed + index)[:, 0]
-                for index, r, items in found
-                if r.key in items
-            ]
-            if len(drawn) == len(rows):
-                low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-                mean.low, mean.high = float(low), float(high)
+        rows = [row for _, row in found]
+        mean = _mean_row(set_name, suffix, rows)
+        drawn = [
+            replicates([items[index][row.key][0]], resamples, seed + index)[:, 0]
+            for index, row in found
+            if row.key in items[index]
+        ]
+        if mean.value is not None and len(drawn) == len(rows):
+            low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+            mean.low, mean.high = float(low), float(high)
         table.rows.append(mean)
     return table
+
+
+def _mean_row(set_name, suffix, rows):
+    """The mean of one score over folds; None where a fold lacks it."""
+    values = [row.value for row in rows]
+    chances = [row.chance for row in rows]
+    protocol = {
+        name: value if all(r.protocol.get(name) == value for r in rows) else "by fold"
+        for name, value in rows[0].protocol.items()
+    }
+    return Row(
+        set=set_name,
+        task=rows[0].task,
+        metric=rows[0].metric,
+        value=None if None in values else float(np.mean(values)),
+        chance=None if None in chances else float(np.mean(chances)),
+        n=sum(row.n for row in rows),
+        low=None,
+        high=None,
+        protocol=protocol | {"resampled": "clips within folds"},
+        note=next((row.note for row in rows if row.note), ""),
+        key=f"{set_name}/{suffix}",
+    )
 
 
 def decoded_sets(decode_dir):

@@ -36,17 +36,24 @@ from espnet2_slit.preprocessor import (
     qformer_tokenizer_identity,
 )
 from espnet2_slit.qformer import QFormer
+from espnet2_slit.scheduler import WarmupCosine
 from espnet2_slit.trainer import SLITTrainer
 
 compat.prepare_espnet_import()
 
-from espnet2.tasks.abs_task import AbsTask, optim_classes  # noqa: E402
+from espnet2.tasks.abs_task import (  # noqa: E402
+    AbsTask,
+    optim_classes,
+    scheduler_classes,
+)
 from espnet2.train.abs_espnet_model import AbsESPnetModel  # noqa: E402
 from espnet2.train.class_choices import ClassChoices  # noqa: E402
 from espnet2.train.collate_fn import CommonCollateFn  # noqa: E402
 from espnet2.train.trainer import Trainer  # noqa: E402
 from espnet2.utils.nested_dict_action import NestedDictAction  # noqa: E402
 from espnet2.utils.types import str_or_none  # noqa: E402
+
+scheduler_classes["warmupcosine"] = WarmupCosine  # beside ESPnet's own names
 
 model_choices = ClassChoices(
     "model",
@@ -395,7 +402,9 @@ class SLITTask(AbsTask):
                 if args.model == "instruction"
                 else _setting(GenerativeModel, args.model_conf, "carry_text_branch")
             )
-        windows = {k: facts[k] for k in ("max_windows", "frames_per_window") if k in facts}
+        windows = {
+            k: facts[k] for k in ("max_windows", "frames_per_window") if k in facts
+        }
         # kept in the options, so that config.yaml is complete without the encoder
         conf = args.qformer_conf = {**windows, **args.qformer_conf}
         limits = {
@@ -498,9 +507,7 @@ class SLITTask(AbsTask):
         """
         if config_file is None:
             if model_file is None:
-                raise ValueError(
-                    "expected config_file or model_file, found neither."
-                )
+                raise ValueError("expected config_file or model_file, found neither.")
             config_file = Path(model_file).parent / "config.yaml"
         args = cls._options_from_file(Path(config_file), overrides or {})
         if audio_encoder is not None:

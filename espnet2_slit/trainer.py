@@ -16,17 +16,18 @@ from typeguard import typechecked
 
 from espnet2_slit import compat
 from espnet2_slit.checkpoint import (
+    WeightsError,
     atomic_torch_save,
     mismatches,
     read_checkpoint,
     repair_experiment,
-    WeightsError,
 )
+from espnet2_slit.scheduler import WarmupCosine
 
 compat.prepare_espnet_import()
 
 from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
-from espnet2.train.reporter import SubReporter  # noqa: E402
+from espnet2.train.reporter import Reporter, SubReporter  # noqa: E402
 from espnet2.train.trainer import Trainer, TrainerOptions  # noqa: E402
 from espnet2.utils.build_dataclass import build_dataclass  # noqa: E402
 
@@ -95,6 +96,12 @@ class SLITTrainer(Trainer):
                     trainer_options.best_model_criterion,
                     nbest if isinstance(nbest, int) else max(nbest, default=1),
                 )
+            trainer_options = _without_epochs_if_stopped(trainer_options)
+        for scheduler in schedulers:
+            if isinstance(scheduler, WarmupCosine) and not scheduler.total_steps:
+                scheduler.total_steps = _training_steps(
+                    train_iter_factory, trainer_options
+                )
         with atomic_torch_save():
             super().run(
                 model=model,
@@ -145,7 +152,7 @@ class SLITTrainer(Trainer):
             )
         model.load_state_dict(states["model"], strict=strict)
         reporter.load_state_dict(states["reporter"])
-        for optimizer, state in zip(optimizers, states["optimizers"]):
+        for optimizer, state in zip(optimizers, states["optimizers"], strict=True):
             sizes = [
                 [len(group["params"]) for group in groups]
                 for groups in (optimizer.param_groups, state["param_groups"])
@@ -158,7 +165,7 @@ class SLITTrainer(Trainer):
                     "--output_dir."
                 )
             optimizer.load_state_dict(state)
-        for scheduler, state in zip(schedulers, states["schedulers"]):
+        for scheduler, state in zip(schedulers, states["schedulers"], strict=True):
             if scheduler is not None and state is not None:
                 scheduler.load_state_dict(state)
         if scaler is not None:
@@ -199,6 +206,40 @@ class SLITTrainer(Trainer):
             options=options,
             distributed_option=distributed_option,
         )
+
+
+def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOptions:
+    """A run that early stopping ended is over: train no further epoch when resumed.
+
+    ESPnet 202511 looks at its criterion only after another epoch (202611 does so at
+    once), so that each repetition of a command would go on by one epoch.
+    """
+    if options.patience is None:
+        return options
+    states = read_checkpoint(Path(options.output_dir) / "checkpoint.pth")
+    if "reporter" not in states:
+        return options  # resume says what is wrong with the file
+    reporter = Reporter()
+    reporter.load_state_dict(states["reporter"])
+    phase, key, mode = options.early_stopping_criterion
+    if not reporter.has(phase, key) or not reporter.check_early_stopping(
+        options.patience, phase, key, mode
+    ):
+        return options
+    return dataclasses.replace(options, max_epoch=reporter.get_epoch())
+
+
+def _training_steps(iter_factory, options: SLITTrainerOptions) -> int:
+    """Optimizer steps from the first epoch to max_epoch."""
+    batches = getattr(iter_factory, "num_iters_per_epoch", None)
+    if batches is None and hasattr(iter_factory, "sampler"):
+        batches = len(iter_factory.sampler)
+    if not batches:
+        raise ValueError(
+            "scheduler warmupcosine: the iterator does not tell its number of batches. "
+            "Set num_iters_per_epoch, or scheduler_conf.total_steps."
+        )
+    return math.ceil(batches * options.max_epoch / options.accum_grad)
 
 
 class WatchedIterator:
@@ -284,7 +325,7 @@ def _suspects(utt_ids: List[str], batch: Dict[str, torch.Tensor]) -> str:
     for value in batch.values():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             finite = value.flatten(1).isfinite().all(dim=1).tolist()
-            bad.update(i for i, ok in zip(utt_ids, finite) if not ok)
+            bad.update(i for i, ok in zip(utt_ids, finite, strict=True) if not ok)
     if bad:
         return f"NaN or Inf in the input of: {_some(sorted(bad))}."
     return f"All inputs are finite; the batch was: {_some(utt_ids)}."

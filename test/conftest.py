@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -30,14 +30,6 @@ CAPTIONS = (
 INSTRUCTIONS = ("describe the audio", "what is making the sound in this clip?")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Two cores are shared by whole test suites; more threads only wait."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def tiny_parts(tmp_path_factory):
     """Paths of a BEATs checkpoint, a T5, a LLaMA and a BERT tokenizer, all tiny."""
@@ -54,7 +46,7 @@ def tiny_parts(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
-    """A folder with data/train and data/valid: two captions a clip, noise of 0.3-0.6 s."""
+    """A folder with data/{train,valid}: two captions a clip, tones of 0.3-0.6 s."""
     import numpy as np
     import soundfile
 
@@ -159,3 +151,67 @@ def train_command(tiny_corpus, tiny_parts):
         return [*options, *map(str, more)]
 
     return command
+
+
+@pytest.fixture(scope="session")
+def bad_corpus(tmp_path_factory, tiny_corpus):
+    """A corpus with one clip (train-2, two samples) of NaN.
+
+    A function that turns an online training on the tiny corpus into one on this.
+    """
+    import re
+    import shutil
+
+    import numpy as np
+    import soundfile
+
+    root = tmp_path_factory.mktemp("bad")
+    shutil.copytree(tiny_corpus / "data", root / "data")
+    wav = root / "nan.wav"
+    soundfile.write(wav, np.full(6000, np.nan, np.float32), 16000, subtype="FLOAT")
+    scp = root / "data" / "train" / "wav.scp"
+    scp.write_text(re.sub(r"(train-2-\d) \S+", rf"\1 {wav}", scp.read_text()))
+
+    def change(command):
+        return [re.sub(f"^{tiny_corpus}/data", f"{root}/data", o) for o in command]
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def two_rank_commands(tmp_path_factory, tiny_features, train_command):
+    """Trainings of the three stages, by plain SGD, that one and two ranks run.
+
+    Adam turns rounding noise in a gradient that is zero into steps of full size; SGD
+    does not. 12 samples in batches of 5, so that the last batch is uneven.
+    """
+    folder = tmp_path_factory.mktemp("two_ranks")
+
+    def commands(where):
+        return [
+            train_command(
+                stage,
+                folder / where / stage,
+                *["--optim", "sgd", "--optim_conf", "{lr: 0.05, weight_decay: 0.01}"],
+                *["--batch_size", "5"],
+                epochs=2,
+            )
+            for stage in ("representation", "generative", "instruction")
+        ]
+
+    commands.folder = folder
+    return commands
+
+
+@pytest.fixture(scope="session")
+def two_ranks(two_rank_commands, tiny_parts, train_command, bad_corpus):
+    """Folder with what two processes computed; see ranks.py."""
+    import torch.multiprocessing as mp
+    from ranks import rank_main
+
+    folder = two_rank_commands.folder
+    bad = bad_corpus(train_command("representation", folder / "bad", cached=False))
+    bad += ["--max_non_finite_batches", "0"]
+    arguments = (str(folder), str(tiny_parts.t5), two_rank_commands("two"), bad)
+    mp.spawn(rank_main, args=arguments, nprocs=2)
+    return folder

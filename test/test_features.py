@@ -1,4 +1,4 @@
-"""Tests of the feature cache: what is written is what the encoder gives, or an error."""
+"""Tests of the feature cache: it holds what the encoder gives, or there is an error."""
 
 import json
 import os
@@ -317,6 +317,67 @@ def test_repeated_ids_are_errors(data_dir):
         stream.write(line + "\n")
     with pytest.raises(DataDirError, match="'c0-0' comes twice"):
         features.read_clips(data_dir)
+
+
+def test_clip_beyond_the_encoder_is_named(data_dir, tmp_path):
+    class Short(PlainEncoder):
+        max_duration_s = 0.25
+        max_windows = 3
+
+    with pytest.raises(
+        AudioError, match="(?s)3 of 7 clips.*c4 lasts 0.9 s, longer than"
+    ):
+        encode_set(data_dir, tmp_path / "dump", Short())
+
+
+def test_weighted_layers_are_not_cached(data_dir, tmp_path, tiny_parts, capsys):
+    from espnet2_slit.bin import slit_encode
+
+    status = slit_encode.main(
+        ["--data_dir", str(data_dir), "--output_dir", str(tmp_path / "dump"),
+         "--audio_encoder", "beats",
+         "--audio_encoder_conf", f"path={tiny_parts.beats}",
+         "--audio_encoder_conf", "layer=weighted"]
+    )  # fmt: skip
+    assert status == 1 and "cannot be cached" in capsys.readouterr().err
+    assert not (tmp_path / "dump").exists()
+
+
+def test_array_jobs_equal_one_job(data_dir, tmp_path, tiny_parts):
+    from espnet2_slit.bin import slit_encode
+
+    common = ["--data_dir", str(data_dir), "--audio_encoder", "beats",
+              "--audio_encoder_conf", f"path={tiny_parts.beats}",
+              "--shard_clips", "2"]  # fmt: skip
+    assert slit_encode.main([*common, "--output_dir", str(tmp_path / "one")]) == 0
+    common += ["--output_dir", str(tmp_path / "many"), "--num_jobs", "3"]
+    for job in ("2", "1", "3"):
+        assert not (tmp_path / "many" / "feats.json").exists()
+        assert slit_encode.main([*common, "--job", job]) == 0
+    assert slit_encode.main([*common, "--merge", "true"]) == 0
+    one, many = (
+        json.loads((tmp_path / name / "feats.json").read_text())
+        for name in ("one", "many")
+    )
+    assert one["shards"] == many["shards"]
+    assert slit_encode.main(
+        ["--data_dir", "x", "--output_dir", str(tmp_path / "many"), "--verify", "true"]
+    ) == 0  # fmt: skip
+
+
+def test_jobs_of_sets_with_common_clips_are_merged(data_dir, tmp_path, tiny_parts):
+    from espnet2_slit.bin import slit_encode
+
+    common = ["--data_dir", str(data_dir), str(data_dir), "--output_dir",
+              str(tmp_path / "a"), str(tmp_path / "b"), "--audio_encoder", "beats",
+              "--audio_encoder_conf", f"path={tiny_parts.beats}"]  # fmt: skip
+    for more in (["--job", "1"], ["--job", "2"], ["--merge", "true"]):
+        assert slit_encode.main([*common, "--num_jobs", "2", *more]) == 0
+    assert features.check_features(tmp_path / "b")["num_clips"] == 7
+    assert slit_encode.main(common) == 0  # one job: the second set reuses the first
+    content = features.check_features(tmp_path / "b")
+    assert content["reused"] == {str(tmp_path / "a" / "feats.json"): 7}
+    assert content["shards"] == [] and not list((tmp_path / "b").glob("*.ark"))
 
 
 def test_one_clip_id_for_two_recordings_is_an_error(data_dir):

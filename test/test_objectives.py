@@ -83,14 +83,14 @@ def test_detach_rule_keeps_the_value_and_cuts_the_gathered_side():
     a, t = audio.clone().requires_grad_(), text.clone().requires_grad_()
     labels = torch.arange(5)
     loss = (
-        F.cross_entropy(
-            similarity(a, t.detach()) / 0.07, labels, label_smoothing=0.1
-        )
+        F.cross_entropy(similarity(a, t.detach()) / 0.07, labels, label_smoothing=0.1)
         + F.cross_entropy(
             similarity(a.detach(), t).t() / 0.07, labels, label_smoothing=0.1
         )
     ) / 2
-    for ours, expected in zip(gradients["detach"][1:], torch.autograd.grad(loss, (a, t))):
+    for ours, expected in zip(
+        gradients["detach"][1:], torch.autograd.grad(loss, (a, t)), strict=True
+    ):
         torch.testing.assert_close(ours, expected)
     assert (gradients["full"][1] - gradients["detach"][1]).abs().max() > 1e-3
 
@@ -364,6 +364,6 @@ def test_rows_of_other_ranks_arrive_whole(two_ranks, split):
     for result in two_ranks:
         text, lengths = result[split, "rows"]
         assert torch.equal(lengths, batch["text_lengths"])
-        for row, i in zip(text, (5, 0, 2)):
+        for row, i in zip(text, (5, 0, 2), strict=True):
             n = batch["text_lengths"][i]
             assert torch.equal(row[:n], batch["text"][i, :n])

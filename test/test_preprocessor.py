@@ -201,7 +201,9 @@ def test_tokenizer_gets_dec_as_bos_and_an_identity(tiny_parts):
     assert tokenizer.bos_token == "[DEC]"
     identity = qformer_tokenizer_identity(tokenizer)
     assert identity["vocab_size"] == len(tokenizer) == identity["bos_id"] + 1
-    again = qformer_tokenizer_identity(load_qformer_tokenizer(str(tiny_parts.tokenizer)))
+    again = qformer_tokenizer_identity(
+        load_qformer_tokenizer(str(tiny_parts.tokenizer))
+    )
     assert identity == again
 
 

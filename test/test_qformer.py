@@ -102,7 +102,7 @@ def test_packed_text_equals_padded_text(monkeypatch):
     for name in packed:
         torch.testing.assert_close(padded[name], packed[name], **EXACT)
     sum(o.double().square().sum() for o in padded.values()).backward()
-    for before, parameter in zip(gradients, qformer.parameters()):
+    for before, parameter in zip(gradients, qformer.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, before, rtol=1e-4, atol=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_pairs_in_any_order_equal_each_pair_alone():
     for name, (audio, texts) in cases.items():
         audio, texts = torch.tensor(audio), torch.tensor(texts)
         out = qformer.forward_pairs(memory, text, lengths, audio, texts)
-        for i, (a, t) in enumerate(zip(audio, texts)):
+        for i, (a, t) in enumerate(zip(audio, texts, strict=True)):
             alone = qformer.forward_pairs(memory, text, lengths, a[None], t[None])
             torch.testing.assert_close(out[i], alone[0], **EXACT, msg=name)
 
@@ -184,7 +184,9 @@ def test_generation_predicts_every_token_but_the_first_and_no_padding():
     )
     assert len(logits) == len(targets) == int((batch["text_lengths"] - 1).sum())
     expected = [
-        t for row, n in zip(batch["text"], batch["text_lengths"]) for t in row[1:n]
+        t
+        for row, n in zip(batch["text"], batch["text_lengths"], strict=True)
+        for t in row[1:n]
     ]
     assert targets.tolist() == [int(t) for t in expected]
 

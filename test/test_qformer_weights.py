@@ -52,7 +52,9 @@ def lavis_state(qformer, heads=None, prefix="", wrapped=True):
             inner, last = ".".join(parts[2:-1]), parts[-1]
             base = f"{prefix}Qformer.bert.encoder.layer.{parts[1]}"
             if inner == "self_attention.query_key_value":
-                for part, chunk in zip(("query", "key", "value"), tensor.chunk(3)):
+                for part, chunk in zip(
+                    ("query", "key", "value"), tensor.chunk(3), strict=True
+                ):
                     state[f"{base}.attention.self.{part}.{last}"] = chunk
                 continue
             theirs = {
@@ -124,7 +126,7 @@ def test_bert_start_copies_the_text_feed_forward_to_the_queries(tmp_path):
     qformer, before = tiny_qformer(), tiny_qformer().state_dict()
     report = load_pretrained_qformer(qformer, tmp_path)
     assert report.kind == "bert"
-    for ours, theirs in zip(qformer.layers, bert.bert.encoder.layer):
+    for ours, theirs in zip(qformer.layers, bert.bert.encoder.layer, strict=True):
         up = theirs.intermediate.dense.weight
         assert torch.equal(ours.text_feed_forward.up.weight, up)
         assert torch.equal(ours.query_feed_forward.up.weight, up)
@@ -228,9 +230,7 @@ def test_x_instructblip_gives_the_qformer_of_the_modality(tmp_path):
     torch.save({"model": state}, tmp_path / "x.pth")
     for modality, expected in (("audio", audio), ("video", video)):
         qformer = tiny_qformer(language_head=False)
-        report = load_pretrained_qformer(
-            qformer, tmp_path / "x.pth", modality=modality
-        )
+        report = load_pretrained_qformer(qformer, tmp_path / "x.pth", modality=modality)
         assert_same(qformer, expected)
         assert "audio_llm_proj.weight" in report.left
 

@@ -165,7 +165,9 @@ def bert_tokenizer(folder, vocab_size: int = 200) -> Path:
 # -------------------------------------------------------------- language models
 
 
-def _save(model_class: str, config, folder: Path, seed: int, scale: float = 1.0) -> Path:
+def _save(
+    model_class: str, config, folder: Path, seed: int, scale: float = 1.0
+) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)
@@ -208,9 +210,10 @@ def t5(folder, seed: int = 0) -> Path:
         relative_attention_num_buckets=8,
         relative_attention_max_distance=32,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+        tie_word_embeddings=False,  # do not scale the decoder's output
         decoder_start_token_id=ids["pad_token_id"],
     )
+    config.tie_word_embeddings = False  # the class has set it to True
     return _save(LM_CLASSES["t5"], config, folder, seed)
 
 
@@ -264,18 +267,14 @@ def mistral(folder, seed: int = 0) -> Path:
 
 def qwen2(folder, seed: int = 0) -> Path:
     """A Qwen2: no BOS, chat template, <|im_end|> ends a turn."""
-    folder = byte_tokenizer(
-        Path(folder), eos="<|im_end|>", chat_template=CHAT_TEMPLATE
-    )
+    folder = byte_tokenizer(Path(folder), eos="<|im_end|>", chat_template=CHAT_TEMPLATE)
     config = transformers.Qwen2Config(**_ids(folder), **_decoder_sizes())
     return _causal("qwen2", folder, config, seed)
 
 
 def qwen3(folder, seed: int = 0) -> Path:
     """A Qwen3: Qwen2 with normalised heads of their own width."""
-    folder = byte_tokenizer(
-        Path(folder), eos="<|im_end|>", chat_template=CHAT_TEMPLATE
-    )
+    folder = byte_tokenizer(Path(folder), eos="<|im_end|>", chat_template=CHAT_TEMPLATE)
     config = transformers.Qwen3Config(**_ids(folder), **_decoder_sizes(), head_dim=8)
     return _causal("qwen3", folder, config, seed)
 

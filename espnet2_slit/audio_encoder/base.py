@@ -87,7 +87,7 @@ class AudioEncoder(nn.Module):
 
     Args:
         module: the pretrained module.
-        kind: name of the kind, for `identity()`.
+        kind: its name in `build_audio_encoder`.
         path: where the weights came from, as the user gave it.
         weights: file, folder or module that `fingerprint` digests.
         sample_rate: see above.
@@ -142,7 +142,8 @@ class AudioEncoder(nn.Module):
         if isinstance(layer, int):
             del layers[max(layer, 1) :]
         self.frozen = Frozen(module)
-        self.kind, self.path, self._weights = kind, str(path), weights
+        self.kind, self.path = kind, str(path)
+        self._weights = (weights,)  # torch would register a module
         self.sample_rate, self.width, self.grid = sample_rate, width, grid
         self.layer, self.num_layers = layer, num_layers
         self.max_windows, self.windows_per_pass = max_windows, windows_per_pass
@@ -308,7 +309,7 @@ class AudioEncoder(nn.Module):
         return {
             "kind": self.kind,
             "path": self.path,
-            "fingerprint": fingerprint(self._weights),
+            "fingerprint": fingerprint(self._weights[0]),
             "layer": self.layer,
             "sample_rate": self.sample_rate,
             "width": self.width,
@@ -321,8 +322,9 @@ class AudioEncoder(nn.Module):
     def extra_repr(self) -> str:
         """The facts a user asks for first."""
         return (
-            f"{self.kind}, {self.sample_rate} Hz -> {self.frames_per_second:g} frames/s "
-            f"of {self.width}, window {self.max_duration_s:g} s, layer {self.layer}"
+            f"{self.kind}, {self.sample_rate} Hz -> {self.frames_per_second:g} frames "
+            f"of {self.width} a second, window {self.max_duration_s:g} s, layer "
+            f"{self.layer}"
         )
 
 

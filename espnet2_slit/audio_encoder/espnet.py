@@ -81,7 +81,7 @@ class EspnetAudioEncoder(AudioEncoder):
         frames, width = width[1], width[2]
         super().__init__(
             module,
-            kind=f"espnet:{settings.get('encoder')}",
+            kind="espnet",
             path=path,
             weights=path,
             sample_rate=rate,
@@ -166,7 +166,7 @@ def _build(settings: dict, task: str, path: Path) -> _Front:
 
 
 def _global_normalize(built_class, conf: dict, weights: dict, path: Path) -> nn.Module:
-    """Global normalisation from the checkpoint: its statistics file may be elsewhere."""
+    """Global normalisation from the weights: its statistics file may be elsewhere."""
     if not {"normalize.mean", "normalize.std"} <= weights.keys():
         raise ValueError(f"{path}: expected normalize.mean and normalize.std in it")
     mean, std = (weights[f"normalize.{n}"].double().numpy() for n in ("mean", "std"))

@@ -36,7 +36,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
     def __init__(self, module, extractor, grid, width, layers, revision, **common):
         super().__init__(
             module,
-            kind=f"hugging_face:{module.config.model_type}",
+            kind="hugging_face",
             sample_rate=extractor.sampling_rate,
             width=width,
             grid=grid,
@@ -54,8 +54,10 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         return features[name].to(device=audio.device, dtype=torch.float32)
 
     def identity(self) -> dict:
-        """Adds the Hub revision."""
-        return {**super().identity(), "revision": self.revision}
+        """Adds the model type and the Hub revision."""
+        model_type = self.frozen.module.config.model_type
+        facts = {"model_type": model_type, "revision": self.revision}
+        return {**super().identity(), **facts}
 
 
 class AstEncoder(HuggingFaceAudioEncoder):

@@ -23,7 +23,7 @@ from espnet2_slit.metrics.score_table import (
 def get_parser():
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Is A better than B? Paired bootstrap over the items of each score.",
+        description="Is A better than B? Paired bootstrap over each score's items",
         allow_abbrev=False,
     )
     for name in ("a", "b"):
@@ -71,7 +71,7 @@ def compare_systems(first, second, metrics=(), resamples=10000, seed=0):
     for key in shared:
         (a, ids_a), (b, ids_b) = items[0][key], items[1][key]
         if set(ids_a) != set(ids_b) or len(ids_a) != len(ids_b):
-            only = sorted(set(ids_a) ^ set(ids_b))
+            only = sorted(map(str, set(ids_a) ^ set(ids_b)))
             raise ValueError(
                 f"{key}: expected the same items, found {len(ids_a)} and {len(ids_b)}, "
                 f"{len(only)} in only one (e.g. {only[:3]}): score both on one set"
@@ -114,7 +114,7 @@ def main(cmd=None):
         logging.error("%s", error)
         return 1
     print(f"A = {args.a}\nB = {args.b}\n")
-    print("|score|units|A|B|A - B|95 % interval|p|better|\n|---|---|---|---|---|---|---|---|")
+    print("|score|units|A|B|A - B|95 % interval|p|better|\n" + "|---" * 8 + "|")
     for row in rows:
         shown = [
             show(row["metric"], row[f])

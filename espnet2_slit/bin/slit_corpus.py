@@ -48,7 +48,9 @@ def pair(word):
 def reader_options(reader):
     """(name, type, default, help) of each constructor keyword after root."""
     described = dict(
-        re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w+:|^ {0,4}\S|\Z)", reader.__doc__, re.M | re.S)
+        re.findall(
+            r"^ {8}(\w+): (.+?)(?=^ {8}\w+:|^ {0,4}\S|\Z)", reader.__doc__, re.M | re.S
+        )
     )
     hints = typing.get_type_hints(reader.__init__)
     for name, parameter in inspect.signature(reader.__init__).parameters.items():
@@ -88,7 +90,10 @@ def add_limits(one):
         "--min_duration", type=float, default=limits.min_duration, help="seconds"
     )
     one.add_argument(
-        "--max_duration", type=float, default=limits.max_duration, help="seconds, 0: any"
+        "--max_duration",
+        type=float,
+        default=limits.max_duration,
+        help="seconds, 0: any",
     )
     one.add_argument(
         "--long",
@@ -138,7 +143,9 @@ def add_prepare(commands):
         metavar="CORPUS.OPTION=VALUE",
         help="an option of a corpus, e.g. esc50.test_fold=2; repeatable",
     )
-    one.add_argument("--out", type=Path, default=Path("data"), help="parent of the sets")
+    one.add_argument(
+        "--out", type=Path, default=Path("data"), help="parent of the sets"
+    )
     one.add_argument("--presence", type=int, default=1)
     one.add_argument("--verification", type=int, default=0)
     one.add_argument("--alpha", type=float, help="see the command instruction")
@@ -243,7 +250,9 @@ def add_leakage(commands):
 def add_corpus_options(one, reader):
     """Options all corpora share, then those of this reader."""
     one.add_argument("--root", type=Path, required=True, help="the corpus")
-    one.add_argument("--out", type=Path, default=Path("data"), help="parent of the sets")
+    one.add_argument(
+        "--out", type=Path, default=Path("data"), help="parent of the sets"
+    )
     one.add_argument(
         "--splits",
         default="",
@@ -308,8 +317,8 @@ def open_corpora(names, roots, options):
             raise CorpusError(f"expected corpora of {', '.join(READERS)}; found {name}")
         if not roots.get(name):
             raise CorpusError(
-                f"{name}: where is it? Give --root {name}=DIR, or set {name.upper()} in "
-                "db.sh or in the environment."
+                f"{name}: where is it? Give --root {name}=DIR, or set "
+                f"{name.upper()} in db.sh or in the environment."
             )
         kinds = {n: kind for n, kind, *_ in reader_options(READERS[name])}
         given = {}
@@ -330,7 +339,7 @@ def open_corpora(names, roots, options):
 def prepare(args):
     """Makes all sets of a recipe and prints their sizes."""
     roots, options = dict(args.root), dict(args.set)
-    made = recipe.make(
+    made, reports = recipe.make(
         recipe.Recipe(
             corpora=open_corpora(args.corpora, roots, options),
             zero_shot=open_corpora(args.zero_shot, roots, options),
@@ -344,8 +353,8 @@ def prepare(args):
         ),
         args.out,
     )
-    for report in sorted(args.out.glob("**/corpus_report.txt")):
-        print(report.read_text(encoding="utf-8"))
+    for report in reports:
+        print(report.text())
     for name, count in made.items():
         print(f"{args.out / name}: {count:,} samples")
 
@@ -396,15 +405,17 @@ def check_leakage(args):
     if args.report:
         args.report.write_text(table, encoding="utf-8")
     if args.leaking:
-        found = {u for d in args.train for u in leakage.leaking_utterances(d, args.test)}
+        found = {
+            u for d in args.train for u in leakage.leaking_utterances(d, args.test)
+        }
         args.leaking.write_text("".join(f"{u}\n" for u in sorted(found)), "utf-8")
     matters = {"any": True, "never": False}
     wrong = [row for row in rows if row.clips and matters.get(args.fail, row.zero_shot)]
     if wrong:
         sys.exit(
-            f"{len(wrong)} overlaps that must not be. Leave those training samples out "
-            "(--leaking FILE, then slit_data subset --exclude FILE), use the blacklists "
-            "of WavCaps, or withdraw the claim (--zero_shot false)."
+            f"{len(wrong)} overlaps that must not be. Leave those training samples "
+            "out (--leaking FILE, then slit_data subset --exclude FILE), use the "
+            "blacklists of WavCaps, or withdraw the claim (--zero_shot false)."
         )
 
 

@@ -152,9 +152,9 @@ def _prepare(args) -> int:
         args.check,
         args.audio_format,
     )
-    return _show(
-        prepare.prepare(args.source, args.target, options, args.audio_dir, args.nj)
-    )
+    report = prepare.prepare(args.source, args.target, options, args.audio_dir, args.nj)
+    data_dir.validate(args.target, require_text=(args.source / "text").is_file())
+    return _show(report)
 
 
 def _leakage(args) -> int:

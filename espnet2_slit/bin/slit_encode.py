@@ -38,7 +38,7 @@ def get_parser():
         "--audio_encoder_conf",
         action=NestedDictAction,
         default={},
-        help="keywords of the encoder, e.g. path=downloads/beats.pt; added to --config's",
+        help="keywords of the encoder, e.g. path=beats.pt; added to --config's",
     )
     parser.add_argument(
         "--reuse",
@@ -125,9 +125,16 @@ def run(args):
 
     name, conf = encoder_options(args)
     encoder = build_audio_encoder(name, **conf)
+    if encoder.trainable:
+        raise features.FeatureCacheError(
+            "audio_encoder_conf.layer: weighted frames change while training, so they"
+            " cannot be cached. Choose a layer, or train without a cache."
+        )
     reuse = list(args.reuse)
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
-        if _encode_set(args, encoder, data_dir, output_dir, reuse):
+        finished = _encode_set(args, encoder, data_dir, output_dir, reuse)
+        # Merging must see the sets as the jobs did, when none was finished.
+        if finished and not args.merge:
             reuse.append(output_dir)
 
 
@@ -181,6 +188,7 @@ def main(cmd=None):
     try:
         run(args)
     except (ValueError, FileNotFoundError) as error:
+        logging.debug("", exc_info=True)
         print(f"slit_encode: {error}", file=sys.stderr)
         return 1
     return 0

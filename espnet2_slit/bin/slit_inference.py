@@ -2,6 +2,7 @@
 """Use a trained system: on single files, or on a whole evaluation set."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -16,8 +17,8 @@ TASKS = ("caption", "answer", "classify", "search")
 def get_parser():
     """Command line of slit_inference."""
     parser = argparse.ArgumentParser(
-        description="Caption, answer, classify or search single files (--task with files"
-        " at the end), or decode an evaluation set (--data_dir and --output_dir). A"
+        description="Caption, answer, classify or search single files (--task, files),"
+        " or decode an evaluation set (--data_dir and --output_dir). A"
         " decoded set is kept; a killed run continues.",
     )
     parser.add_argument(
@@ -84,7 +85,9 @@ def get_parser():
     group.add_argument("--audio_encoder", help="its weights, if they have moved")
     group.add_argument("--language_model", help="its folder, if it has moved")
     group.add_argument("--qformer_tokenizer", help="its folder, if it has moved")
-    group.add_argument("--log_level", default="INFO", type=str.upper)
+    group.add_argument(
+        "--log_level", type=str.upper, help="default: INFO for sets, WARNING for files"
+    )
     return parser
 
 
@@ -106,6 +109,15 @@ def check(parser, args):
         parser.error(f"--job {args.job}: expected a number from 1 to {args.num_jobs}")
 
 
+def device_of(args):
+    """CPU, or this job's GPU where several jobs share a machine."""
+    if not args.ngpu:
+        return "cpu"
+    import torch
+
+    return f"cuda:{(args.job - 1) % max(torch.cuda.device_count(), 1)}"
+
+
 def labels_of(values):
     """Labels from the command line, or from the lines of one file."""
     if len(values) == 1 and Path(values[0]).is_file():
@@ -114,8 +126,50 @@ def labels_of(values):
     return values
 
 
+def load(args):
+    """The system and how to decode; costs seconds to import, so not for --help."""
+    from espnet2_slit.decoding import DecodeOptions
+    from espnet2_slit.inference import SLIT
+
+    options = DecodeOptions.from_config(
+        args.config,
+        caption=args.caption,
+        question_answering=args.question_answering,
+        rerank=args.rerank,
+        seed=args.seed,
+    )
+    slit = SLIT.from_pretrained(
+        args.model,
+        device=device_of(args),
+        batch_size=args.batch_size,
+        audio_encoder=args.audio_encoder,
+        language_model=args.language_model,
+        qformer_tokenizer=args.qformer_tokenizer,
+    )
+    return slit, options
+
+
+def run_sets(slit, args, options):
+    """Decode evaluation sets one after the other."""
+    from espnet2_slit.decoding import decode_set
+
+    for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
+        done = decode_set(
+            slit,
+            data_dir,
+            output_dir,
+            options,
+            args.audio,
+            args.job,
+            args.num_jobs,
+            args.merge,
+        )
+        if done is not None:
+            logging.info("%s: complete (%s)", output_dir, ", ".join(done["tasks"]))
+
+
 def run_files(slit, args, options):
-    """Print a line for each file: its name, if there are several, and the result."""
+    """(files, results) of the task, best first for a search."""
     files, labels = args.files, labels_of(args.labels)
     if args.task == "caption":
         results = slit.caption(
@@ -145,6 +199,11 @@ def run_files(slit, args, options):
         hits = slit.search(args.text, files, top_k=args.top_k, rerank=options.rerank)
         files = [files[hit.index] for hit in hits]
         results = [round(hit.score, 4) for hit in hits]
+    return files, results
+
+
+def print_results(args, files, results):
+    """A line for each file: its name, if there are several, and the result."""
     for file, result in zip(files, results, strict=True):
         if args.json:
             print(json.dumps({"file": file, args.task: result}, ensure_ascii=False))
@@ -160,50 +219,22 @@ def main(cmd=None):
     args = parser.parse_args(cmd)
     check(parser, args)
     logging.basicConfig(
-        level=args.log_level if args.data_dir else logging.WARNING,
+        level=args.log_level or ("INFO" if args.data_dir else "WARNING"),
         format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
     )
-    # Costs seconds to import, so not for --help.
-    from espnet2_slit.decoding import DecodeOptions, decode_set
-    from espnet2_slit.inference import SLIT
-
     try:
-        options = DecodeOptions.from_config(
-            args.config,
-            caption=args.caption,
-            question_answering=args.question_answering,
-            rerank=args.rerank,
-            seed=args.seed,
-        )
-        slit = SLIT.from_pretrained(
-            args.model,
-            device="cuda" if args.ngpu else "cpu",
-            batch_size=args.batch_size,
-            audio_encoder=args.audio_encoder,
-            language_model=args.language_model,
-            qformer_tokenizer=args.qformer_tokenizer,
-        )
-        if args.task:
-            run_files(slit, args, options)
-            return 0
-        for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
-            done = decode_set(
-                slit,
-                data_dir,
-                output_dir,
-                options,
-                args.audio,
-                args.job,
-                args.num_jobs,
-                args.merge,
-            )
-            if done is not None:
-                tasks = ", ".join(done["tasks"])
-                logging.info("%s: complete (%s)", output_dir, tasks)
+        # Whatever libraries print while they load, standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            slit, options = load(args)
+            if args.data_dir:
+                run_sets(slit, args, options)
+                return 0
+            files, results = run_files(slit, args, options)
     except (ValueError, OSError, RuntimeError) as error:
         logging.debug("", exc_info=True)
         print(f"slit_inference: {error}", file=sys.stderr)
         return 1
+    print_results(args, files, results)
     return 0
 
 

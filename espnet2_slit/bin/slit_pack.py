@@ -14,10 +14,10 @@ from espnet2_slit import packing
 def get_parser():
     """Command line of slit_pack."""
     parser = argparse.ArgumentParser(
-        description="--link FOLDER: write slit.json, which names the trained parts of a"
-        " system. --exp FOLDER --outpath FILE: pack it into an archive of ESPnet's model"
-        " zoo. --exp FOLDER --upload NAME: publish it on Hugging Face, or in an existing"
-        " empty folder.",
+        description="--link FOLDER: write slit.json, which names the trained parts of"
+        " a system. --exp FOLDER --outpath FILE: pack it into an archive of ESPnet's"
+        " model zoo. --exp FOLDER --upload NAME: publish it on Hugging Face, or in an"
+        " existing empty folder.",
     )
     parser.add_argument("--link", metavar="FOLDER", help="where slit.json goes")
     parser.add_argument("--representation", metavar="EXP", help="stage-1 experiment")

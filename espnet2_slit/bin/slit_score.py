@@ -140,7 +140,9 @@ def environment():
         return done.stdout.strip() if done.returncode == 0 else "not in a git checkout"
 
     return {
-        "date": datetime.datetime.now().astimezone().strftime("%a %b %d %H:%M:%S %Z %Y"),
+        "date": datetime.datetime.now()
+        .astimezone()
+        .strftime("%a %b %d %H:%M:%S %Z %Y"),
         "python version": sys.version.replace("\n", " "),
         "espnet version": f"espnet {version('espnet')}",
         "espnet2_slit version": f"espnet2_slit {version('espnet2_slit')}",

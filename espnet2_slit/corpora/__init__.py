@@ -6,20 +6,14 @@ of this package but `data_dir`.
 
 from espnet2_slit.corpora.audiocaps import AudioCaps
 from espnet2_slit.corpora.audioset import AudioSet
-from espnet2_slit.corpora.base import (
-    Corpus,
-    CorpusError,
-    Limits,
-    Report,
-    Sample,
-    build_sets,
-)
+from espnet2_slit.corpora.base import Corpus, Limits, Report, Sample, build_sets
 from espnet2_slit.corpora.clotho import Clotho
 from espnet2_slit.corpora.clotho_aqa import ClothoAQA
 from espnet2_slit.corpora.esc50 import ESC50
 from espnet2_slit.corpora.fsd50k import FSD50K
 from espnet2_slit.corpora.macs import MACS
 from espnet2_slit.corpora.nsynth import NSynth
+from espnet2_slit.corpora.tables import CorpusError
 from espnet2_slit.corpora.urbansound8k import UrbanSound8K
 from espnet2_slit.corpora.vggsound import VGGSound
 from espnet2_slit.corpora.wavcaps import WavCaps

@@ -5,9 +5,9 @@ dataset/{train,val,test}.csv (2.0: dataset2.0/), captions with commas in quotes:
     audiocap_id,youtube_id,start_time,caption
     11542,3eJ9RynJzP8,80,"The wind is blowing, insects are singing, and rustling occurs"
 
-Training clips have one caption (2.0: up to several), val and test clips five. YouTube ids
-may begin with "-". Copies name the audio in five ways; all are tried. Clips vanish from
-YouTube, so published results are on 883 to 975 test clips: N is written to set.json.
+Training clips of 1.0 have one caption, val and test clips five. YouTube ids may begin
+with "-". Copies name the audio in several ways; all are tried. Clips vanish from
+YouTube: published results are on 883 to 975 test clips, so N is written to set.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import Corpus, Sample, SetPlan, read_table
+from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import read_table
 
 
 class AudioCaps(Corpus):

@@ -19,15 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.audiocaps import youtube_names
-from espnet2_slit.corpora.base import (
-    CLASS,
-    Corpus,
-    CorpusError,
-    Sample,
-    SetPlan,
-    encoding_of,
-    read_table,
-)
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import CorpusError, encoding_of, read_table
 
 FILES = {
     "balanced_train": "balanced_train_segments.csv",
@@ -41,6 +34,7 @@ class AudioSet(Corpus):
 
     Args:
         root: holds the segment files, the label names and the audio.
+        unbalanced: recipes train on the unbalanced part, too.
     """
 
     name = "audioset"
@@ -49,8 +43,13 @@ class AudioSet(Corpus):
     evaluation_splits = ("eval",)
     train_splits = ("balanced_train",)
 
+    def __init__(self, root: Path, unbalanced: bool = False):
+        super().__init__(root)
+        if unbalanced:
+            self.train_splits = ("balanced_train", "unbalanced_train")
+
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        table = self.find(FILES[split], f"*/{FILES[split]}")
+        table = self.find(*self.below(FILES[split]))
         names = self._label_names()
         tally = Counter()
         return SetPlan(
@@ -61,18 +60,18 @@ class AudioSet(Corpus):
             samples=self._samples(table, names, tally),
             tasks=("classification",),
             labels=tuple(sorted(set(names.values()))),
-            notes='multi-label: `references` has one label a line, `text` joins by "; "',
+            notes='multi-label: one a line in `references`, joined by "; " in `text`',
             tally=tally,
         )
 
     def _label_names(self) -> dict[str, str]:
         """mid -> display name; of the 527 classes, or of the whole ontology."""
-        file = "class_labels_indices.csv"
-        if self.has(file, f"*/{file}"):
-            table = self.find(file, f"*/{file}")
+        names = self.below("class_labels_indices.csv")
+        if self.has(*names):
+            table = self.find(*names)
             rows = read_table(table, ("index", "mid", "display_name"))
             return {row["mid"]: row["display_name"] for row in rows}
-        ontology = self.find("ontology.json", "*/ontology.json")
+        ontology = self.find(*self.below("ontology.json"))
         entries = json.loads(ontology.read_text(encoding="utf-8"))
         return {
             entry["id"]: entry["name"]

@@ -1,4 +1,4 @@
-"""What all corpus readers share: find the audio, check it, write data directories.
+"""What all corpus readers share: a sample, a plan, a report, and how sets are built.
 
 A reader yields `Sample`s as the publisher lists them; everything else (resolving file
 names, probing, ids, duplicates, references, the report) happens here, once.
@@ -6,33 +6,24 @@ names, probing, ids, duplicates, references, the report) happens here, once.
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import csv
 import hashlib
 import itertools
 import json
 import logging
 import os
 import re
-import shutil
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from espnet2_slit import data_dir
+from espnet2_slit.corpora.audio_index import AudioIndex, Prober, strip_suffix
+from espnet2_slit.corpora.set_files import SetFiles
+from espnet2_slit.corpora.tables import CorpusError, clean
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".m4a", ".aac")  # libsndfile reads none
 BATCH = 4096  # rows resolved and probed together; bounds what is held in memory
 CAPTION, QUESTION, CLASS = "caption", "question_answering", "classification"
-
-
-class CorpusError(RuntimeError):
-    """The corpus on disk is not what its publisher ships; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,22 +172,6 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------------- text and ids
-
-
-def clean(text: str) -> str:
-    """One line: control characters gone, runs of blanks are one, ends trimmed."""
-    if text.isascii() and text.isprintable() and "  " not in text:
-        return text.strip()  # almost every row, and ten times faster
-    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
-    return " ".join(text.replace("\ufeff", "").split())
-
-
-def spell(label: str) -> str:
-    """A label as words: `crackling_fire` -> `crackling fire`."""
-    return clean(label.replace("_", " "))
-
-
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -214,423 +189,11 @@ def safe_id(namespace: str, name: str) -> str:
     return f"{namespace}_{safe}"
 
 
-def strip_suffix(name: str) -> str:
-    """The name without an audio or video suffix; other dots belong to the name."""
-    stem, suffix = os.path.splitext(name)
-    known = suffix.lower() in AUDIO_SUFFIXES or suffix.lower() in VIDEO_SUFFIXES
-    return stem if known else name
-
-
-# -------------------------------------------------------------------- reading tables
-
-
-def encoding_of(path: Path) -> str:
-    """utf-8-sig where the whole file decodes, else iso-8859-1 (older metadata)."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with open(path, "rb") as source:
-            while block := source.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        logging.info("%s is not UTF-8, read as ISO-8859-1", path)
-        return "iso-8859-1"
-    return "utf-8-sig"
-
-
-def read_table(
-    path: Path,
-    columns: tuple[str, ...],
-    header: bool = True,
-    delimiter: str = ",",
-    tally: Counter | None = None,
-) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file as dicts, streamed.
-
-    Args:
-        path: the file.
-        columns: with a header: names it must have; without: names of the columns.
-        header: whether the first line names the columns.
-        delimiter: "," or tab.
-        tally: its "rows" is counted up.
-
-    Yields:
-        One dict a row; rows shorter than the table are an error.
-
-    Raises:
-        CorpusError: a column is missing or a row is short; names file and line.
-    """
-    with open(path, encoding=encoding_of(path), newline="") as source:
-        rows = csv.reader(source, delimiter=delimiter, skipinitialspace=True)
-        names = [n.strip() for n in next(rows, [])] if header else list(columns)
-        absent = [c for c in columns if c not in names]
-        if absent:
-            raise CorpusError(
-                f"{path}: expected the columns {', '.join(columns)}; "
-                f"found {', '.join(names) or 'an empty file'}."
-            )
-        for row in rows:
-            if not row:
-                continue
-            if len(row) < len(columns):
-                raise CorpusError(
-                    f"{path} line {rows.line_num}: expected {len(names)} columns, "
-                    f"found {len(row)}: {row}"
-                )
-            if tally is not None:
-                tally["rows"] += 1
-            yield dict(zip(names, row))
-
-
-def read_json_items(
-    path: Path, key: str | None = None
-) -> Iterator[tuple[str, dict]]:
-    """Members of a large JSON array or object, one at a time, in bounded memory.
-
-    Args:
-        path: the file.
-        key: where the array is, `{"data": [...]}` -> "data"; None: the file is one
-            object whose members are wanted.
-
-    Yields:
-        (member name, value); the name is "" in an array.
-
-    Raises:
-        CorpusError: the file is a Git LFS pointer or not such JSON.
-    """
-    decode = json.JSONDecoder().raw_decode
-    with open(path, encoding="utf-8-sig") as source:
-        buffer = source.read(1 << 20)
-        if buffer.startswith("version https://git-lfs"):
-            raise CorpusError(
-                f"{path} is a Git LFS pointer, not the data. Fetch it with `git lfs "
-                "pull`, or take the JSON file from the publisher's archive."
-            )
-        opener = re.compile(r"\s*\{" if key is None else rf'"{key}"\s*:\s*\[')
-        start = opener.search(buffer)
-        if start is None:
-            raise CorpusError(f"{path}: expected {opener.pattern!r} near the start.")
-        buffer, at, done = buffer[start.end() :], 0, False
-        while not done:
-            at = _skip(buffer, at)
-            name, next_at = "", at
-            try:
-                if buffer[at : at + 1] in ("]", "}"):
-                    return
-                if key is None:
-                    name, next_at = decode(buffer, at)
-                    next_at = _skip(buffer, next_at, ":")
-                value, next_at = decode(buffer, next_at)
-            except (json.JSONDecodeError, IndexError):
-                block = source.read(1 << 20)
-                if not block:
-                    raise CorpusError(
-                        f"{path}: the JSON ends in the middle of a record "
-                        f"({buffer[at : at + 80]!r}...); is the download complete?"
-                    ) from None
-                buffer, at = buffer[at:] + block, 0
-                continue
-            at = next_at
-            yield name, value
-
-
-def _skip(buffer: str, at: int, also: str = ",") -> int:
-    """The next position that is neither blank nor the given separator."""
-    while at < len(buffer) and (buffer[at].isspace() or buffer[at] == also):
-        at += 1
-    return at
-
-
-# ------------------------------------------------------------------- finding the audio
-
-
-class AudioIndex:
-    """Every audio file below some folders, found by name whatever its suffix.
-
-    One walk instead of one `stat` per guess: file servers like that better.
-
-    Args:
-        folders: where to look, recursively, links followed.
-        hint: keep only paths that contain one of these words (any case).
-        root: the part of paths that the hint does not look at.
-        loose: also match names that differ in case, blanks and punctuation. Not for
-            YouTube ids, where case and "-" matter.
-    """
-
-    def __init__(
-        self,
-        folders: Iterable[Path],
-        hint: tuple[str, ...] = (),
-        root: Path | None = None,
-        loose: bool = False,
-    ):
-        self.folders = [Path(f) for f in folders]
-        self.hint = hint
-        self.videos = 0
-        self._root = f"{os.path.abspath(root)}/" if root else ""
-        self._paths: dict[str, str | list[str]] = {}
-        self._loose: dict[str, str] | None = {} if loose else None
-        self.size = 0
-        for folder in self.folders:
-            self._walk(folder)
-
-    def _walk(self, folder: Path) -> None:
-        seen = set()
-        for where, inside, files in os.walk(folder, followlinks=True):
-            real = os.path.realpath(where)
-            if real in seen:  # a link back up the tree
-                inside.clear()
-                continue
-            seen.add(real)
-            inside.sort()
-            shown = f"{os.path.abspath(where)}/".removeprefix(self._root).lower()
-            if self.hint and not any(word in shown for word in self.hint):
-                continue
-            for name in sorted(files):
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in AUDIO_SUFFIXES:
-                    self._add(stem, os.path.join(where, name))
-                elif suffix.lower() in VIDEO_SUFFIXES:
-                    self.videos += 1
-
-    def _add(self, stem: str, path: str) -> None:
-        self.size += 1
-        stem = unicodedata.normalize("NFC", stem)
-        before = self._paths.get(stem)
-        if before is None:
-            self._paths[stem] = path
-        elif isinstance(before, list):
-            before.append(path)
-        else:
-            self._paths[stem] = [before, path]
-        if self._loose is not None:
-            key = _loosely(stem)
-            # "" marks a loose name two files share: then neither may be guessed
-            same = self._loose.get(key, stem) == stem
-            self._loose[key] = stem if same else ""
-
-    def find(self, names: Iterable[str]) -> str | None:
-        """The path of the first name that exists, or None."""
-        for name in names:
-            folder, _, base = name.rpartition("/")
-            stem = unicodedata.normalize("NFC", strip_suffix(base))
-            found = self._paths.get(stem)
-            if found is None and self._loose is not None:
-                found = self._paths.get(self._loose.get(_loosely(stem), ""))
-            if found is None:
-                continue
-            paths = [found] if isinstance(found, str) else found
-            if folder:
-                end = f"/{folder}"
-                paths = [p for p in paths if os.path.dirname(p).endswith(end)]
-            if paths:
-                wanted = os.path.splitext(base)[1].lower()
-                return min(paths, key=lambda p: _preference(p, wanted))
-        return None
-
-    def examples(self) -> list[str]:
-        """A few file names, for messages."""
-        first = itertools.islice(self._paths.values(), 3)
-        return [os.path.basename(p if isinstance(p, str) else p[0]) for p in first]
-
-
-def _loosely(stem: str) -> str:
-    folded = unicodedata.normalize("NFKC", stem).casefold()
-    return re.sub(r"[\W_]+", "_", folded).strip("_")
-
-
-def _preference(path: str, wanted: str) -> tuple[bool, int, str]:
-    suffix = os.path.splitext(path)[1].lower()
-    return (suffix != wanted, AUDIO_SUFFIXES.index(suffix), path)
-
-
-def probe(path: str) -> tuple[float, int, int] | str:
-    """(seconds, sample rate, channels) of an audio file, or why it can't be read."""
-    import soundfile
-
-    try:
-        if os.path.getsize(path) == 0:
-            return "0 bytes"
-        info = soundfile.info(path)
-    except (RuntimeError, OSError) as problem:  # LibsndfileError is a RuntimeError
-        return str(problem).replace(path, "").strip(" :'\n") or "not readable"
-    return info.frames / info.samplerate, info.samplerate, info.channels
-
-
-def size_only(path: str) -> tuple[float, int, int] | str:
-    """The part of `probe` that costs one `stat`; length, rate and channels unknown."""
-    try:
-        return (0.0, 0, 0) if os.path.getsize(path) else "0 bytes"
-    except OSError as problem:
-        return problem.strerror or "not readable"
-
-
-class Prober:
-    """Probes paths in a pool of processes; alone while there are few.
-
-    Args:
-        limits: jobs and whether headers are read at all.
-    """
-
-    FEW = 512
-
-    def __init__(self, limits: Limits):
-        self._limits = limits
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "Prober":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def __call__(self, paths: list[str]) -> list[tuple[float, int, int] | str]:
-        if not self._limits.probe:
-            return [size_only(p) for p in paths]
-        if self._limits.jobs <= 1 or len(paths) < self.FEW:
-            return [probe(p) for p in paths]
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._limits.jobs)
-        return list(self._pool.map(probe, paths, chunksize=128))
-
-
-# ------------------------------------------------------------------------ writing sets
-
-
-class SetFiles:
-    """The files of one data directory while they are written; set.json comes last.
-
-    Use as a context manager: when the block fails, nothing is left of the set.
-
-    Args:
-        folder: the directory; what an earlier run left in it is removed.
-    """
-
-    NAMES = "wav.scp text utt2spk instruction utt2audio utt2task utt2category"
-    NAMES += " utt2source clip2name references .recordings .segments"
-    OTHERS = "segments spk2utt labels answers set.json category2utt"
-
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self.samples = 0
-        self.tasks: set[str] = set()
-        self.clips: set[str] = set()
-        self._recordings: set[str] = set()
-        self._cut = self._shared = self._sources = False
-
-    def __enter__(self) -> "SetFiles":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in (self.NAMES + " " + self.OTHERS).split():
-            (self.folder / old).unlink(missing_ok=True)
-        self._stack = contextlib.ExitStack()
-        self._files = {
-            name: self._stack.enter_context(data_dir.SortedWriter(self.folder / name))
-            for name in self.NAMES.split()
-        }
-        return self
-
-    def __exit__(self, *failure) -> None:
-        self._stack.__exit__(*failure)
-        if failure[0] is None:
-            self._arrange()
-
-    def add(
-        self,
-        utterance: str,
-        clip: str,
-        path: str,
-        text: str,
-        task: str,
-        category: str,
-        source: str = "",
-        instruction: str = "",
-        segment: tuple[str, float, float] | None = None,
-        name: str = "",
-    ) -> None:
-        """Adds one sample.
-
-        Args:
-            utterance: sample id.
-            clip: clip id.
-            path: the audio.
-            text: caption, answer or label.
-            task: caption, question_answering or classification.
-            category: for balanced sampling.
-            source: of the recording; the clip id stands in for an unknown one.
-            instruction: or question.
-            segment: (recording id, start, end) in seconds, end -1: to the end of the
-                file; None: all of it.
-            name: the publisher's name of the clip.
-        """
-        files = self._files
-        self._cut |= segment is not None
-        recording, start, end = segment or (clip, 0, -1)
-        if recording not in self._recordings:
-            self._recordings.add(recording)
-            files[".recordings"].add(f"{recording} {path}")
-        place = f"{recording} {_seconds(start)} {_seconds(end)}"
-        files[".segments"].add(f"{utterance} {place}")
-        files["wav.scp"].add(f"{utterance} {path}")
-        files["text"].add(f"{utterance} {text}")
-        files["utt2spk"].add(f"{utterance} {utterance}")
-        files["utt2audio"].add(f"{utterance} {clip}")
-        files["utt2task"].add(f"{utterance} {task}")
-        files["utt2category"].add(f"{utterance} {category}")
-        files["utt2source"].add(f"{utterance} {source or clip}")
-        if instruction:
-            files["instruction"].add(f"{utterance} {instruction}")
-        if clip not in self.clips:
-            self.clips.add(clip)
-            if name:
-                files["clip2name"].add(f"{clip} {name}")
-        self._shared |= utterance != clip
-        self._sources |= bool(source)
-        self.tasks.add(task)
-        self.samples += 1
-
-    def reference(self, clip: str, text: str) -> None:
-        """Adds one reference caption, or one label of several."""
-        self._files["references"].add(f"{clip} {text}")
-
-    def _arrange(self) -> None:
-        folder = self.folder
-        if self._cut:  # wav.scp names recordings, segments the samples
-            (folder / ".recordings").replace(folder / "wav.scp")
-            (folder / ".segments").replace(folder / "segments")
-        else:
-            (folder / ".recordings").unlink()
-            (folder / ".segments").unlink()
-        if not self._shared:
-            (folder / "utt2audio").unlink()
-        if not self._sources:
-            (folder / "utt2source").unlink()
-        for name in ("instruction", "clip2name", "references"):
-            if not self._files[name].count:
-                (folder / name).unlink()
-        # every sample is its own speaker, so that the two orders agree
-        shutil.copyfile(folder / "utt2spk", folder / "spk2utt")
-
-    def describe(
-        self, labels: Iterable[str] = (), answers: Iterable[str] = (), **facts
-    ) -> None:
-        """Writes candidate labels, answers and, last of all, set.json."""
-        for name, words in (("labels", labels), ("answers", answers)):
-            if words:
-                data_dir.write_atomically(self.folder / name, words)
-        data_dir.write_set(self.folder, **facts)
-
-
 def role(split: str, evaluation: bool) -> str:
     """What a split is for: train, valid or test, whatever its publisher calls it."""
     if split in ("val", "valid", "validation"):
         return "valid"
     return "test" if evaluation else "train"
-
-
-def _seconds(value: float) -> str:
-    """Milliseconds are kept, zeros are not: 30.0 -> "30"."""
-    return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 @dataclass(slots=True)
@@ -672,7 +235,7 @@ class SetBuilder:
             CorpusError: no clip was found, or none was usable.
         """
         folder = Path(out) / self.plan.name
-        with SetFiles(folder) as files, Prober(self.limits) as prober:
+        with SetFiles(folder) as files, self._prober() as prober:
             rows = iter(self.plan.samples)
             while batch := list(itertools.islice(rows, BATCH)):
                 self._look_up(batch, prober)
@@ -683,6 +246,9 @@ class SetBuilder:
                 raise CorpusError(self._nothing())
         self._describe(files)
         return self.report
+
+    def _prober(self) -> Prober:
+        return Prober(self.limits.jobs, self.limits.probe)
 
     def _look_up(self, batch: list[Sample], prober: Prober) -> None:
         """Resolves and probes the clips of a batch that were not met before."""
@@ -700,7 +266,7 @@ class SetBuilder:
                 new[sample.clip] = (sample, path)
         self.report.found += len(new)
         probed = prober([path for _, path in new.values()])
-        for (sample, path), facts in zip(new.values(), probed):
+        for (sample, path), facts in zip(new.values(), probed, strict=True):
             self._judge(self._clips[sample.clip], sample, path, facts)
 
     def _judge(self, clip: _Clip, sample: Sample, path: str, facts) -> None:
@@ -778,9 +344,7 @@ class SetBuilder:
 
     def _one_line_a_clip(self, sample: Sample) -> bool:
         """Labels have all of a clip in one row; captions to score are `references`."""
-        return sample.task == CLASS or (
-            self.plan.evaluation and sample.task == CAPTION
-        )
+        return sample.task == CLASS or (self.plan.evaluation and sample.task == CAPTION)
 
     def _is_new(self, *words: str) -> bool:
         digest = hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest()
@@ -839,9 +403,6 @@ class SetBuilder:
         )
 
 
-# ----------------------------------------------------------------------------- readers
-
-
 class Corpus:
     """One public corpus; a subclass holds only what is peculiar to it.
 
@@ -882,6 +443,11 @@ class Corpus:
         """Words of which one must be in the path of this split's audio."""
         return ()
 
+    @staticmethod
+    def below(file: str) -> tuple[str, ...]:
+        """Globs for a file in the root and three folders deep; links are followed."""
+        return tuple(f"{'*/' * depth}{file}" for depth in range(4))
+
     def find(self, *patterns: str) -> Path:
         """The first file below root that fits one of the globs.
 
@@ -893,7 +459,7 @@ class Corpus:
                 if path.is_file():
                     return path
         raise CorpusError(
-            f"{self.name}: expected one of {', '.join(patterns)} below {self.root}; "
+            f"{self.name}: expected {' or '.join(patterns)} below {self.root}; "
             f"found {', '.join(sorted(os.listdir(self.root))[:12]) or 'nothing'}."
         )
 

@@ -6,8 +6,8 @@ clotho_captions_{development,validation,evaluation}.csv:
     Distorted AM Radio noise.wav,A muddled noise of broken channel of the TV,...
 
 File names hold blanks, commas and dots; a few captions end in a blank. The metadata
-files (ISO-8859-1, the test one with ";" between columns) give Freesound ids, needed only
-for the leakage check. `evaluation` is the test set that papers report.
+files (ISO-8859-1, the test one with ";" between columns) give Freesound ids, needed
+only for the leakage check. `evaluation` is the test set that papers report.
 """
 
 from __future__ import annotations
@@ -17,13 +17,8 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import (
-    Corpus,
-    Sample,
-    SetPlan,
-    encoding_of,
-    read_table,
-)
+from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import encoding_of, read_table
 
 # published on Zenodo, record 4783391
 CAPTIONS_MD5 = {
@@ -52,7 +47,7 @@ class Clotho(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         file = f"clotho_captions_{split}.csv"
-        table = self.find(file, f"*/{file}", f"*/*/{file}")
+        table = self.find(*self.below(file))
         digest = md5_as_published(table)
         is_2_1 = digest == CAPTIONS_MD5[split]
         if not is_2_1:
@@ -75,12 +70,12 @@ class Clotho(Corpus):
     def _sources(self, split: str) -> dict[str, str]:
         """File name -> "freesound:<id>" from the metadata, empty without the file."""
         file = f"clotho_metadata_{split}.csv"
-        if not self.has(file, f"*/{file}", f"*/*/{file}"):
+        if not self.has(*self.below(file)):
             logging.warning(
                 "%s is not there: the leakage check can't compare Freesound ids.", file
             )
             return {}
-        return freesound_ids(self.find(file, f"*/{file}", f"*/*/{file}"))
+        return freesound_ids(self.find(*self.below(file)))
 
     def _samples(self, table: Path, sources: dict[str, str], tally: Counter):
         for row in read_table(table, ("file_name", *CAPTIONS), tally=tally):
@@ -88,7 +83,7 @@ class Clotho(Corpus):
             for caption in CAPTIONS:
                 yield Sample(
                     clip=name,
-                    audio=(name,),
+                    audio=(row["file_name"], name),  # one begins with a blank
                     text=row[caption],
                     source=sources.get(name, ""),
                 )

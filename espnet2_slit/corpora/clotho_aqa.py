@@ -7,7 +7,7 @@ clotho_aqa_{train,val,test}.csv, three rows a question, one an annotator:
     Rain on window.wav,Is it raining?,yes
     Rain on window.wav,Is it raining?,no
 
-Scores depend on how the three are merged; the variant says how and goes with each score.
+Scores depend on how the three are merged; the variant says how, beside each score.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import QUESTION, Corpus, Sample, SetPlan, clean, read_table
+from espnet2_slit.corpora.base import QUESTION, Corpus, Sample, SetPlan
 from espnet2_slit.corpora.clotho import freesound_ids
+from espnet2_slit.corpora.tables import clean, read_table
 
 VOTES = ("majority", "unanimous", "all")
 ANSWERS = ("all", "yes_no", "single_word")
@@ -80,20 +81,19 @@ class ClothoAQA(Corpus):
         )
 
     def _table(self, split: str) -> Path:
-        file = f"clotho_aqa_{split}.csv"
-        return self.find(file, f"*/{file}")
+        return self.find(*self.below(f"clotho_aqa_{split}.csv"))
 
     def _candidates(self, split: str) -> tuple[tuple[str, ...], str]:
         """Answers to choose from: the training split's, so that tests stay unseen."""
         if self._answers == "yes_no":
             return ("no", "yes"), "yes and no"
-        train = self.has("clotho_aqa_train.csv", "*/clotho_aqa_train.csv")
+        train = self.has(*self.below("clotho_aqa_train.csv"))
         source = "train" if train else split
         found = {answer for *_, answer in self._merged(source, Counter())}
         return tuple(sorted(found)), f"all merged answers of the {source} split"
 
     def _merged(self, split: str, tally: Counter):
-        """(file, question, answer) after the vote; why others are left out is tallied."""
+        """(file, question, answer) after the vote; tallies why others are left out."""
         votes: dict[tuple[str, str], list[str]] = {}
         for row in read_table(self._table(split), self.columns, tally=tally):
             key = (row["file_name"].strip(), clean(row["QuestionText"]))
@@ -129,9 +129,9 @@ class ClothoAQA(Corpus):
 
     def _samples(self, split: str, tally: Counter):
         sources: dict[str, str] = {}
-        patterns = ("clotho_aqa_metadata.csv", "*/clotho_aqa_metadata.csv")
-        if self.has(*patterns):
-            sources = freesound_ids(self.find(*patterns))
+        metadata = self.below("clotho_aqa_metadata.csv")
+        if self.has(*metadata):
+            sources = freesound_ids(self.find(*metadata))
         for file, question, answer in self._merged(split, tally):
             yield Sample(
                 clip=file,

@@ -13,15 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import (
-    CLASS,
-    Corpus,
-    CorpusError,
-    Sample,
-    SetPlan,
-    read_table,
-    spell,
-)
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import CorpusError, read_table, spell
 
 
 class ESC50(Corpus):
@@ -45,13 +38,17 @@ class ESC50(Corpus):
         self, root: Path, test_fold: int = 1, valid_fold: int = 0, esc10: bool = False
     ):
         super().__init__(root)
-        self._table = self.find("meta/esc50.csv", "esc50.csv", "*/meta/esc50.csv")
-        rows = [r for r in read_table(self._table, self.columns) if self._is_in(r, esc10)]
+        self._table = self.find(*self.below("esc50.csv"))
+        rows = [
+            r for r in read_table(self._table, self.columns) if self._is_in(r, esc10)
+        ]
         self._labels = tuple(sorted({spell(row["category"]) for row in rows}))
         folds = sorted({int(row["fold"]) for row in rows})
-        after = folds[(folds.index(test_fold) + 1) % len(folds)] if (
-            test_fold in folds
-        ) else 0
+        after = (
+            folds[(folds.index(test_fold) + 1) % len(folds)]
+            if (test_fold in folds)
+            else 0
+        )
         self._test, self._valid = test_fold, valid_fold or after
         for name, fold in (("test_fold", test_fold), ("valid_fold", self._valid)):
             if fold not in folds:

@@ -16,15 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from espnet2_slit import data_dir
-from espnet2_slit.corpora.base import (
-    CAPTION,
-    CLASS,
-    QUESTION,
-    CorpusError,
-    SetFiles,
-    clean,
-    spell,
-)
+from espnet2_slit.corpora.base import CAPTION, CLASS, QUESTION
+from espnet2_slit.corpora.set_files import SetFiles
+from espnet2_slit.corpora.tables import CorpusError, clean, spell
 
 QUESTION_FILES = ("instruction", "question.txt", "question")
 LABEL_PREFIX = "audio_class:"
@@ -78,7 +72,9 @@ def read_recipe_set(
             path = recordings.get(utterance, "")
             if segments:
                 recording, start, end = segments[utterance].split()
-                segment, path = (recording, float(start), float(end)), recordings[recording]
+                segment, path = (recording, float(start), float(end)), recordings[
+                    recording
+                ]
             clip = clips.get(utterance, utterance)
             once = evaluation or len(given) == 1
             for number, text in enumerate(given[:1] if once else given):

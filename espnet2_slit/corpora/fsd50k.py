@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan, read_table, spell
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import read_table, spell
 
 
 class FSD50K(Corpus):
@@ -41,12 +42,12 @@ class FSD50K(Corpus):
             samples=self._samples(split, tally),
             tasks=("classification",),
             labels=tuple(sorted(spell(row["label"]) for row in vocabulary)),
-            notes='multi-label: `references` has one label a line, `text` joins by "; "',
+            notes='multi-label: one a line in `references`, joined by "; " in `text`',
             tally=tally,
         )
 
     def _file(self, name: str) -> Path:
-        return self.find(f"FSD50K.ground_truth/{name}", name, f"*/{name}")
+        return self.find(f"FSD50K.ground_truth/{name}", f"*/FSD50K.ground_truth/{name}")
 
     def _samples(self, split: str, tally: Counter):
         part, column = ("eval", ()) if split == "eval" else ("dev", ("split",))

@@ -1,7 +1,7 @@
 """Instruction-tuning sets from caption, question and label sets.
 
 Each sample gets a wording of its task; labels and captions can also be asked about
-("Is there ... ?", "Does this describe it?"), with right and wrong cases in equal number.
+("Is there ... ?", "Does this describe it?"), right and wrong cases in equal number.
 Choices depend on the sample's id and the seed alone, so a rebuilt set is the same set.
 
 Sets of very different size are balanced in one of two ways (alpha = 0.5: square root of
@@ -24,7 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_slit import data_dir
-from espnet2_slit.corpora.base import CAPTION, CLASS, QUESTION, CorpusError, SetFiles
+from espnet2_slit.corpora.base import CAPTION, CLASS, QUESTION
+from espnet2_slit.corpora.set_files import SetFiles
+from espnet2_slit.corpora.tables import CorpusError
 
 # Wordings of questions made here; "{...}" is replaced. The first fits any label.
 PRESENCE = (
@@ -97,7 +99,9 @@ def read_utterances(folder: Path) -> Iterator[Utterance]:
         segment = None
         if segmented:
             recording, start, end = where.split()
-            segment, where = (recording, float(start), float(end)), recordings[recording]
+            segment, where = (recording, float(start), float(end)), recordings[
+                recording
+            ]
         instruction, clip, task, category, source = (c.at(utterance) for c in columns)
         yield Utterance(
             utterance,
@@ -292,10 +296,8 @@ def _repeat(
         yield replace(utterance, id=name)
 
 
-def _asked(
-    folder: Path, wording: Wording, skip: Container[str]
-) -> Iterator[Utterance]:
-    """The utterances of a set with their instructions, plus the questions made of them."""
+def _asked(folder: Path, wording: Wording, skip: Container[str]) -> Iterator[Utterance]:
+    """The utterances of a set with their instructions, and questions made of them."""
     captions = _some_captions(folder, wording) if wording.verification else []
     labels: tuple[str, ...] = ()
     if (folder / "labels").is_file():

@@ -22,8 +22,8 @@ class Overlap:
 
     Args:
         train, test: names of the data directories.
-        kind: "clip" (same clip id), "source" (same YouTube or Freesound recording, maybe
-            another part of it) or "file" (same audio path).
+        kind: "clip" (same clip id), "source" (same YouTube or Freesound recording,
+            maybe another part of it) or "file" (same audio path).
         clips: how many test clips; `of` all of the set.
         unknown: test and training samples without a source, which can't be compared.
         zero_shot: the test set claims that it was never trained on.
@@ -73,7 +73,7 @@ def _origins(folder: Path) -> _Origins:
     for _, clip, source, path in _samples(folder):
         clips.add(clip)
         unknown += not source
-        for kind, value in zip(KINDS, (clip, source, path)):
+        for kind, value in zip(KINDS, (clip, source, path), strict=True):
             if value:
                 values[kind].setdefault(value, set()).add(clip)
     return _Origins(values, clips, unknown)
@@ -130,7 +130,8 @@ def leaking_utterances(train: Path, test: Iterable[Path]) -> Iterator[str]:
         for kind in KINDS
     }
     for utterance, *found in _samples(Path(train)):
-        if any(value and value in banned[k] for k, value in zip(KINDS, found)):
+        pairs = zip(KINDS, found, strict=True)
+        if any(value and value in banned[kind] for kind, value in pairs):
             yield utterance
 
 

@@ -7,8 +7,8 @@ MACS.yaml:
       annotations:
       - {sentence: People are talking., tags: [adults_talking], annotator_id: 12}
 
-2-5 captions a clip, 48 kHz stereo, no published split. Several clips come from one place
-(`airport-barcelona-0`), so a test part is split off by place, not by clip.
+2-5 captions a clip, 48 kHz stereo, no published split. Several clips come from one
+place (`airport-barcelona-0`), so a test part is split off by place, not by clip.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MACS(Corpus):
         self._test_percent = test_percent
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        table = self.find("MACS.yaml", "*/MACS.yaml")
+        table = self.find(*self.below("MACS.yaml"))
         tally = Counter()
         share = f"our split by place, {self._test_percent} % test"
         return SetPlan(

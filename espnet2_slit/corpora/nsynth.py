@@ -14,14 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import (
-    CLASS,
-    Corpus,
-    Sample,
-    SetPlan,
-    read_json_items,
-    spell,
-)
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import read_json_items, spell
 
 FAMILIES = "bass brass flute guitar keyboard mallet organ reed string synth_lead vocal"
 LABELS = {
@@ -45,9 +39,7 @@ class NSynth(Corpus):
     def __init__(self, root: Path, target: str = "instrument_family"):
         super().__init__(root)
         if target not in LABELS:
-            raise ValueError(
-                f"target: expected {', '.join(LABELS)}; found {target}"
-            )
+            raise ValueError(f"target: expected {', '.join(LABELS)}; found {target}")
         self._target = target
 
     def audio_hint(self, split: str) -> tuple[str, ...]:

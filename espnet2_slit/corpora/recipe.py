@@ -11,20 +11,14 @@ clips are in AudioSet, Clotho and ESC-50 share recordings with WavCaps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_slit import data_dir
 from espnet2_slit.corpora import instruction, leakage
-from espnet2_slit.corpora.base import (
-    CAPTION,
-    Corpus,
-    CorpusError,
-    Limits,
-    build_sets,
-    role,
-)
+from espnet2_slit.corpora.base import CAPTION, Corpus, Limits, Report, build_sets, role
+from espnet2_slit.corpora.tables import CorpusError
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Recipe:
 
     Args:
         corpora: readers of the corpora to train, validate and test on.
-        zero_shot: readers of the corpora to test on only, all of their clips.
+        zero_shot: readers of the corpora to test on only: all folds, or the test split.
         wording: how instructions are worded.
         alpha: see `instruction.mix`.
         label_captions: make captions of labels for the caption sets; None: only where
@@ -51,7 +45,7 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
 
 
-def make(recipe: Recipe, out: Path) -> dict[str, int]:
+def make(recipe: Recipe, out: Path) -> tuple[dict[str, int], list[Report]]:
     """Writes all sets of a recipe.
 
     Args:
@@ -59,16 +53,20 @@ def make(recipe: Recipe, out: Path) -> dict[str, int]:
         out: parent of the sets; what they are made of goes to `out/parts`.
 
     Returns:
-        Samples by set.
+        Samples by set, and a report for each set of a corpus.
 
     Raises:
         CorpusError: there is nothing to train, to validate or to caption on.
     """
     out = Path(out)
-    tests = list(_tests(recipe, out))
+    reports: list[Report] = []
+    tests = _tests(recipe, out, reports)
     made = {path.name: len(data_dir.sample_ids(path)) for path in tests}
     for part in ("train", "valid"):
-        parts = [p for corpus in recipe.corpora for p in _parts(corpus, part, recipe, out)]
+        parts: list[Path] = []
+        for corpus in recipe.corpora:
+            splits = corpus.train_splits if part == "train" else _valid_splits(corpus)
+            parts += _build(corpus, splits, recipe, out / "parts", reports)
         if not parts:
             names = ", ".join(corpus.name for corpus in recipe.corpora) or "no corpus"
             raise CorpusError(f"{names}: no {part} split. Add a corpus that has one.")
@@ -93,24 +91,24 @@ def make(recipe: Recipe, out: Path) -> dict[str, int]:
             skip=leaking,
         )
         made[f"{part}_instruction"] = sum(counts.values())
-    return made
+    return made, reports
 
 
-def _tests(recipe: Recipe, out: Path) -> Iterable[Path]:
+def _tests(recipe: Recipe, out: Path, reports: list[Report]) -> list[Path]:
+    tests = []
     for corpus in recipe.corpora:
-        splits = [s for s in corpus.evaluation_splits if s != "all"]
-        yield from _build(corpus, splits, recipe, out)
+        published = corpus.default_splits or corpus.splits
+        splits = [s for s in corpus.evaluation_splits if s in published]
+        tests += _build(corpus, splits, recipe, out, reports)
     for corpus in recipe.zero_shot:
-        names = corpus.evaluation_splits
-        splits = ["all"] if "all" in names else list(names)
-        yield from _build(corpus, splits, recipe, out, zero_shot=True)
+        splits = corpus.evaluation_splits
+        splits = ("all",) if "all" in splits else splits
+        tests += _build(corpus, splits, recipe, out, reports, zero_shot=True)
+    return tests
 
 
-def _parts(corpus: Corpus, part: str, recipe: Recipe, out: Path) -> Iterable[Path]:
-    splits = corpus.train_splits
-    if part == "valid":
-        splits = [s for s in corpus.splits if role(s, False) == "valid"]
-    return _build(corpus, splits, recipe, out / "parts")
+def _valid_splits(corpus: Corpus) -> list[str]:
+    return [split for split in corpus.splits if role(split, False) == "valid"]
 
 
 def _build(
@@ -118,14 +116,15 @@ def _build(
     splits: Sequence[str],
     recipe: Recipe,
     out: Path,
+    reports: list[Report],
     zero_shot: bool | None = None,
-) -> Iterable[Path]:
-    if not splits:
+) -> list[Path]:
+    """Folders of the splits' sets; their reports are added to `reports`."""
+    if not splits:  # build_sets would take the default splits
         return []
-    reports = build_sets(
-        corpus, out, splits, limits=recipe.limits, zero_shot=zero_shot
-    )
-    return [out / report.name for report in reports]
+    made = build_sets(corpus, out, splits, limits=recipe.limits, zero_shot=zero_shot)
+    reports += made
+    return [out / report.name for report in made]
 
 
 def _captioned(parts: Sequence[Path], recipe: Recipe, out: Path) -> list[Path]:

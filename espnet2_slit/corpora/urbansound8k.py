@@ -13,15 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import (
-    CLASS,
-    Corpus,
-    CorpusError,
-    Sample,
-    SetPlan,
-    read_table,
-    spell,
-)
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import CorpusError, read_table, spell
 
 
 class UrbanSound8K(Corpus):
@@ -42,7 +35,7 @@ class UrbanSound8K(Corpus):
 
     def __init__(self, root: Path, test_fold: int = 1, valid_fold: int = 0):
         super().__init__(root)
-        self._table = self.find("metadata/UrbanSound8K.csv", "UrbanSound8K.csv")
+        self._table = self.find(*self.below("UrbanSound8K.csv"))
         valid_fold = valid_fold or test_fold % 10 + 1
         for name, fold in (("test_fold", test_fold), ("valid_fold", valid_fold)):
             if not 1 <= fold <= 10:

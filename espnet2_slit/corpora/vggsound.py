@@ -4,8 +4,8 @@ vggsound.csv, without a header; labels hold commas:
 
     ---g-f_I2yQ,1,"male singing, choir",test
 
-Many videos are gone; published results are on as few as 12,722 of 15,446 test clips. The
-corpus is video: extract the sound first (ffmpeg -i x.mp4 -ac 1 -ar 16000 x.wav).
+Many videos are gone; published results are on as few as 12,722 of 15,446 test clips.
+The corpus is video: extract the sound first (ffmpeg -i x.mp4 -ac 1 -ar 16000 x.wav).
 """
 
 from __future__ import annotations
@@ -14,14 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.audiocaps import youtube_names
-from espnet2_slit.corpora.base import (
-    CLASS,
-    Corpus,
-    Sample,
-    SetPlan,
-    clean,
-    read_table,
-)
+from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import clean, read_table
 
 
 class VGGSound(Corpus):
@@ -36,7 +30,7 @@ class VGGSound(Corpus):
     columns = ("youtube_id", "start", "label", "split")
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        table = self.find("vggsound.csv", "*/vggsound.csv")
+        table = self.find(*self.below("vggsound.csv"))
         tally = Counter()
         rows = read_table(table, self.columns, header=False)
         return SetPlan(

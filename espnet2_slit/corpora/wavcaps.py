@@ -17,14 +17,9 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from espnet2_slit.corpora.base import (
-    Corpus,
-    CorpusError,
-    Sample,
-    SetPlan,
-    read_json_items,
-    strip_suffix,
-)
+from espnet2_slit.corpora.audio_index import strip_suffix
+from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
+from espnet2_slit.corpora.tables import CorpusError, read_json_items
 
 # part -> (JSON file, words in the path of its audio, key in the blacklists)
 PARTS = {
@@ -70,13 +65,13 @@ class WavCaps(Corpus):
 
     def _read_blacklist(self, name: str) -> None:
         file = f"blacklist_exclude_{name}.json"
-        if not self.has(f"**/{file}"):
+        if not self.has(*self.below(file)):
             raise CorpusError(
                 f"wavcaps: expected {file} below {self.root}, found none. It is in "
                 "data/json_files/blacklist of the publisher's repository; or choose "
                 "others with --blacklist (none: no zero-shot claim is possible)."
             )
-        listed = json.loads(self.find(f"**/{file}").read_text(encoding="utf-8"))
+        listed = json.loads(self.find(*self.below(file)).read_text(encoding="utf-8"))
         for part, ids in listed.items():
             banned = self._banned.setdefault(part, set())
             banned.update(strip_suffix(str(i)) for i in ids)
@@ -86,7 +81,7 @@ class WavCaps(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         file, _, _ = PARTS[split]
-        table = self.find(file, f"**/{file}")
+        table = self.find(*self.below(file))
         tally = Counter()
         lists = ", ".join(self._blacklists) or "none"
         return SetPlan(

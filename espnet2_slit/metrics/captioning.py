@@ -214,15 +214,15 @@ def ngram_scores(hypotheses, references):
         ref_key = clip_of[ref] * num_grams + ref_gram
 
         # In how many clips does an n-gram occur, and its largest count in one.
-        by_key = np.lexsort((-ref_count, ref_key))
-        sorted_key = ref_key[by_key]
-        is_first = np.ones(len(by_key), dtype=bool)
-        is_first[1:] = sorted_key[1:] != sorted_key[:-1]
-        unique_key = sorted_key[is_first]
-        most = ref_count[by_key[is_first]]
+        # Sorting key and count as one number puts the largest count last.
+        base = int(ref_count.max(initial=0)) + 1
+        ordered = np.sort(ref_key * base + ref_count)
+        is_last = np.ones(len(ordered), dtype=bool)
+        is_last[:-1] = ordered[1:] // base != ordered[:-1] // base
+        unique_key, most = np.divmod(ordered[is_last], base)
         document_frequency = np.bincount(unique_key % num_grams, minlength=num_grams)
         idf = log_clips - np.log(np.maximum(document_frequency, 1))
-        del by_key, sorted_key, is_first
+        del ordered, is_last
 
         matched = np.minimum(hyp_count, _lookup(unique_key, most, hyp_key))
         bleu[:, n] = np.bincount(hyp_clip, weights=matched, minlength=clips)

@@ -375,9 +375,7 @@ def markdown_tables(table, peers=()):
             m
             for m in dict.fromkeys(r.metric for _, found in systems for r in found)
             if m not in NOT_TABLED
-            and any(
-                r.value is not None for _, f in systems for r in f if r.metric == m
-            )
+            and any(r.value is not None for _, f in systems for r in f if r.metric == m)
         ]
         lines += [f"### {TASK_TITLES[task]}", ""]
         if metrics:

@@ -8,17 +8,9 @@ import pytest
 import trees
 
 from espnet2_slit.corpora import CorpusError, Limits, Sample
-from espnet2_slit.corpora.base import (
-    AudioIndex,
-    SetBuilder,
-    SetPlan,
-    clean,
-    read_json_items,
-    read_table,
-    role,
-    safe_id,
-    spell,
-)
+from espnet2_slit.corpora.audio_index import AudioIndex
+from espnet2_slit.corpora.base import SetBuilder, SetPlan, role, safe_id
+from espnet2_slit.corpora.tables import clean, read_json_items, read_table, spell
 
 
 def plan(samples, **options):
@@ -30,7 +22,8 @@ def samples(*names, text="a sound"):
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.wav", "x,y.wav", 'say "hi".wav', "caf\u00e9.wav", "-dash.wav", "(1).wav"]
+    "name",
+    ["a b.wav", "x,y.wav", 'say "hi".wav', "caf\u00e9.wav", "-dash.wav", "(1).wav"],
 )
 def test_ids_hold_only_safe_characters(name):
     assert re.fullmatch(r"corpus_[A-Za-z0-9._-]+", safe_id("corpus", name))
@@ -79,12 +72,16 @@ def test_tables_in_latin_1_and_with_a_byte_order_mark_are_read(tmp_path):
     trees.table(tmp_path / "old.csv", [["name"], ["caf\u00e9"]], encoding="iso-8859-1")
     trees.table(tmp_path / "bom.csv", [["name"], ["caf\u00e9"]], encoding="utf-8-sig")
     for file in ("old.csv", "bom.csv"):
-        assert [r["name"] for r in read_table(tmp_path / file, ("name",))] == ["caf\u00e9"]
+        assert [r["name"] for r in read_table(tmp_path / file, ("name",))] == [
+            "caf\u00e9"
+        ]
 
 
 def test_a_table_without_a_column_is_refused_with_both_lists(tmp_path):
     trees.table(tmp_path / "t.csv", [["file", "label"]])
-    with pytest.raises(CorpusError, match="expected the columns fname.*found file, label"):
+    with pytest.raises(
+        CorpusError, match="expected the columns fname.*found file, label"
+    ):
         list(read_table(tmp_path / "t.csv", ("fname",)))
 
 
@@ -174,6 +171,7 @@ def test_each_loss_is_counted_and_nothing_is_fatal(tmp_path):
     assert (report.unreadable, report.too_short, report.duplicates) == (2, 1, 1)
     assert (report.empty_text, report.kept_clips, report.kept_samples) == (1, 1, 1)
     assert report.sample_rates == {"22050": 1} and report.channels == {"2": 1}
+    assert report.hours == pytest.approx(1 / 3600)
     assert "0 bytes" in report.examples["unreadable"][0]
     written = (tmp_path / "set/corpus_report.txt").read_text()
     assert written == report.text()
@@ -187,7 +185,13 @@ def test_no_clip_at_all_is_an_error_that_says_where_it_looked(tmp_path):
     with pytest.raises(CorpusError) as caught:
         builder.build(tmp_path)
     message = str(caught.value)
-    for part in ("'x'", str(tmp_path / "wav"), "other.wav", "1 video files", "--audio_dir"):
+    for part in (
+        "'x'",
+        str(tmp_path / "wav"),
+        "other.wav",
+        "1 video files",
+        "--audio_dir",
+    ):
         assert part in message
     assert not (tmp_path / "set/wav.scp").exists()
 
@@ -198,7 +202,9 @@ def test_long_clips_are_kept_cropped_or_dropped(tmp_path, column):
     index = AudioIndex([tmp_path / "wav"])
     for long, kept in (("keep", 2), ("crop", 2), ("drop", 1)):
         limits = Limits(max_duration=2, long=long)
-        report = SetBuilder(plan(samples("long", "fits")), index, limits).build(tmp_path)
+        report = SetBuilder(plan(samples("long", "fits")), index, limits).build(
+            tmp_path
+        )
         assert report.kept_clips == kept
         assert (tmp_path / "set/segments").exists() == (long == "crop")
         if long == "crop":
@@ -231,7 +237,7 @@ def test_without_probing_only_empty_files_are_met(tmp_path):
 
 
 def test_probing_in_a_pool_finds_what_one_process_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet2_slit.corpora.base.Prober.FEW", 2)
+    monkeypatch.setattr("espnet2_slit.corpora.audio_index.Prober.FEW", 2)
     for n in range(8):
         trees.sound(tmp_path / f"wav/{n}.wav", seconds=0.05 * n)
     index = AudioIndex([tmp_path / "wav"])
@@ -258,7 +264,9 @@ def test_what_an_earlier_run_left_is_not_mixed_in(tmp_path):
 def test_sample_ids_do_not_depend_on_what_is_missing(tmp_path, column):
     trees.sound(tmp_path / "wav/a.wav")
     index = AudioIndex([tmp_path / "wav"])
-    rows = samples("a", text="") + samples("a") + samples("b") + samples("a", text="two")
+    rows = (
+        samples("a", text="") + samples("a") + samples("b") + samples("a", text="two")
+    )
     SetBuilder(plan(rows), index, Limits()).build(tmp_path)
     assert column(tmp_path / "set", "text") == {
         "corpus_a-01": "a sound",

@@ -316,7 +316,9 @@ def test_urbansound8k_keeps_its_folds(tree, build, column):
 def test_vggsound_has_no_header_and_commas_in_labels(tree, build, column):
     folder, report = build(VGGSound(tree("vggsound")), "train")
     assert (report.rows, report.missing) == (2, 1)
-    assert column(folder, "text") == {"vggsound_---g-f_I2yQ_000001": "male singing, choir"}
+    assert column(folder, "text") == {
+        "vggsound_---g-f_I2yQ_000001": "male singing, choir"
+    }
     assert (folder / "labels").read_text().splitlines() == [
         "male singing, choir",
         "people marching",

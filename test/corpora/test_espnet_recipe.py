@@ -17,6 +17,7 @@ def test_clotho_references_are_read_for_scoring(tmp_path, column):
     assert references["evaluation_clotho_10"] == [
         f"Reference {n} of 10" for n in range(1, 6)
     ]
+    assert column(out, "text")["evaluation_clotho_10"] == "Reference 1 of 10"
     assert data_dir.read_set(out)["tasks"] == ["caption", "retrieval"]
 
 

@@ -178,7 +178,10 @@ def test_segments_survive_beside_sets_without_them(sets, tmp_path, column):
     assert data_dir.validate(tmp_path / "mixed") == 20
     segments = column(tmp_path / "mixed", "segments")
     assert segments["one-caption"] == "rec 0 1.25"
-    assert [s.split()[1:] for u, s in segments.items() if "esc50" in u][0] == ["0", "-1"]
+    assert [s.split()[1:] for u, s in segments.items() if "esc50" in u][0] == [
+        "0",
+        "-1",
+    ]
     assert [u.segment for u in read_utterances(cut)][1] == ("rec", 1.25, 2.5)
 
 

@@ -4,7 +4,8 @@ import pytest
 import trees
 
 from espnet2_slit.corpora import Limits, Sample
-from espnet2_slit.corpora.base import AudioIndex, SetBuilder, SetPlan
+from espnet2_slit.corpora.audio_index import AudioIndex
+from espnet2_slit.corpora.base import SetBuilder, SetPlan
 from espnet2_slit.corpora.leakage import find_overlaps, leaking_utterances, report
 
 
@@ -58,7 +59,9 @@ def test_one_clip_and_one_file_are_found_without_sources(make):
 def test_unknown_sources_are_not_each_others(make):
     a = make("a", "x", ("1", ""), ("2", "freesound:1"))
     b = make("b", "y", ("3", ""), ("4", "freesound:2"))
-    assert found(find_overlaps([a], [b]))["source"] == 0
+    rows = find_overlaps([a], [b])
+    assert found(rows)["source"] == 0
+    assert rows[0].unknown == (2, 2)
 
 
 def test_every_pair_of_sets_is_compared(make):

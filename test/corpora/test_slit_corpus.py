@@ -18,7 +18,9 @@ def test_every_option_of_every_corpus_is_explained(name, capsys):
 
 
 def test_a_corpus_is_made_and_reported(tree, tmp_path, capsys):
-    command = f"esc50 --root {tree('esc50')} --out {tmp_path} --test_fold 2 --esc10 true"
+    command = (
+        f"esc50 --root {tree('esc50')} --out {tmp_path} --test_fold 2 --esc10 true"
+    )
     slit_corpus.main([*command.split(), "--name", "test=mine", "--jobs", "1"])
     shown = capsys.readouterr().out
     assert "mine" in shown and "clips found" in shown
@@ -35,7 +37,10 @@ def test_a_corpus_is_made_and_reported(tree, tmp_path, capsys):
         ("clotho_aqa --root {root} --votes best", "found best"),
         ("leakage --train {root} --test {root}", "no such file"),
         ("prepare --corpora esc50", "ESC50 in db.sh"),
-        ("prepare --corpora esc50 --root esc50={root} --set esc50.fold=1", "found fold"),
+        (
+            "prepare --corpora esc50 --root esc50={root} --set esc50.fold=1",
+            "found fold",
+        ),
     ],
 )
 def test_mistakes_end_with_a_sentence(tree, tmp_path, command, message):
@@ -102,6 +107,39 @@ def test_a_recipe_mixes_corpora_and_leaves_leaking_samples_out(
     words = ["leakage", "--train", str(tmp_path / "train_instruction"), "--test"]
     words += [str(tmp_path / n) for n in sets if n.endswith(("test", "evaluation"))]
     slit_corpus.main([*words, "--fail", "any"])
+
+
+def test_all_corpora_fit_in_one_recipe(tree, tmp_path, column):
+    zero_shot = ["esc50", "urbansound8k", "vggsound"]
+    words = ["prepare", "--zero_shot", ",".join(zero_shot), "--out", str(tmp_path)]
+    words += ["--corpora", ",".join(n for n in READERS if n not in zero_shot)]
+    for name in READERS:
+        words += ["--root", f"{name}={tree(name)}"]
+    words += [
+        "--max_duration",
+        "0.9",
+        "--long",
+        "crop",
+        "--jobs",
+        "1",
+        "--alpha",
+        "0.5",
+    ]
+    slit_corpus.main([*words, "--set", "audioset.unbalanced=false"])
+    for path in tmp_path.glob("*/wav.scp"):
+        assert data_dir.validate(path.parent) > 0
+    assert not (tmp_path / "macs_test").exists()  # not a published split
+    for name in ("esc50_all", "urbansound8k_all", "vggsound_test"):
+        assert data_dir.read_set(tmp_path / name)["zero_shot"] is True
+    assert data_dir.read_set(tmp_path / "nsynth_test")["zero_shot"] is False
+    train = tmp_path / "train_instruction"
+    categories = set(column(train, "utt2category").values())
+    assert {
+        "wavcaps_bbc_caption",
+        "clotho_aqa_question",
+        "nsynth_presence",
+    } <= categories
+    assert (train / "segments").exists()  # cut to 0.9 s
 
 
 def test_leakage_prints_its_table_and_fails_as_asked(tree, tmp_path, capsys):

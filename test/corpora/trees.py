@@ -69,7 +69,7 @@ def audiocaps(root):
     sound(audio / "train/shortshort0_10.wav", seconds=0.05)
     sound(audio / "train/stereo--000.flac", rate=44100, channels=2)
     sound(audio / "test/testclip_00.wav")
-    sound(audio / "test/120.wav")  # named after the first caption of clip 2
+    sound(audio / "test/123.wav")  # named after the fourth caption of clip 2
     return root
 
 
@@ -114,7 +114,11 @@ def wavcaps(root):
     parts = {
         "AudioSet/as_final.json": [
             {"id": "Y-youtube0000.wav", "caption": "Music", "duration": 10.0},
-            {"id": "Ybanned00000.wav", "caption": "In AudioCaps' test", "duration": 10.0},
+            {
+                "id": "Ybanned00000.wav",
+                "caption": "In AudioCaps' test",
+                "duration": 10.0,
+            },
         ],
         "BBC_Sound_Effects/bbc_final.json": [
             {"id": "NHU05000001", "caption": "Birds, many", "duration": 60.0}
@@ -172,7 +176,7 @@ def macs(root):
 
 
 def clotho_aqa(root):
-    """Three rows a question; unanimous, majority and three-way votes; quotes, commas."""
+    """Three rows a question; unanimous, majority, three-way votes; quotes, commas."""
     header = ["file_name", "QuestionText", "answer"]
     train = [
         ("rain, wind.wav", "Is it raining?", ["yes", "Yes ", "no"]),
@@ -288,10 +292,10 @@ def fsd50k(root):
 
 def nsynth(root):
     """One JSON object a split, keyed by note."""
-    for split in ("train", "valid", "test"):
+    for part, split in enumerate(("train", "valid", "test")):
         notes = {}
         for n, family in enumerate(("bass", "synth_lead", "vocal")):
-            name = f"{family}_synthetic_{n:03d}-0{20 + n}-050"
+            name = f"{family}_synthetic_{part}{n:02d}-0{20 + n}-050"
             notes[name] = {
                 "pitch": 20 + n,
                 "note": 200000 + n,
@@ -312,7 +316,7 @@ def clotho_recipe(root):
         folder.mkdir(parents=True)
         ids = [f"{split}_clotho_{n}" for n in range(12)]  # _10 sorts before _2
         paths = [sound(root / f"wav/{split} {n}.wav", seconds=0.2) for n in range(12)]
-        lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths)])
+        lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths, strict=True)])
         lines(folder / "utt2spk", [f"{i} dummy" for i in ids])
     lines(train / "text", [f"development_clotho_{n} A bell, {n}" for n in range(12)])
     for spk in range(1, 6):
@@ -327,7 +331,7 @@ def esc50_recipe(root):
     folder.mkdir(parents=True)
     ids = ["1-100032-A-0", "1-100038-A-14"]
     paths = [sound(root / f"wav/{i}.wav", seconds=0.2) for i in ids]
-    lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths)])
+    lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths, strict=True)])
     lines(folder / "text", [f"{ids[0]} audio_class:0", f"{ids[1]} audio_class:14"])
     lines(folder / "utt2spk", [f"{i} {i}" for i in ids])
     lines(root / "names", ["0 dog", "14 chirping_birds"])

@@ -181,7 +181,10 @@ def test_gradients_of_queries_alone(blip2, inputs):
             layer.cross_attention.value.bias,
             their_layer.crossattention.attention.value.bias,
         ),
-        (layer.query_feed_forward.up.weight, their_layer.intermediate_query.dense.weight),
+        (
+            layer.query_feed_forward.up.weight,
+            their_layer.intermediate_query.dense.weight,
+        ),
     ):
         scale = expected.grad.abs().max()
         torch.testing.assert_close(
@@ -203,9 +206,7 @@ def test_instruction_aware_queries_with_padded_audio_and_text(inputs, tmp_path):
     with torch.no_grad():
         expected = theirs(
             input_ids=inputs["text"],
-            attention_mask=F.pad(
-                mask(inputs["text_lengths"], L), (Q, 0), value=1
-            ),
+            attention_mask=F.pad(mask(inputs["text_lengths"], L), (Q, 0), value=1),
             query_embeds=qformer.query_tokens.expand(B, -1, -1),
             encoder_hidden_states=qformer.frame_norm(inputs["frames"]),
             encoder_attention_mask=mask(inputs["frame_lengths"], T),

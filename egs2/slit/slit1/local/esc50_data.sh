@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Usage: local/esc50_data.sh --corpus DIR --fold 1 --data_dir DIR --encoder FILE
+#
+# Data directories with one fold of ESC-50 held out, and the mini audio encoder trained on
+# from its checkpoint with the other folds' clips and labels. Settings are fixed in advance,
+# not chosen by a validation fold: all other folds are trained on, as in the ESC paper.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Options
+corpus=         # ESC-50, with meta/esc50.csv and audio/
+fold=1          # fold that is held out
+data_dir=data   # where the data directories go
+encoder=        # where the trained encoder goes
+init=downloads/mini/audio_encoder.pt # checkpoint it goes on from, made when it is missing
+epochs=80       # of the encoder's training
+nj=2            # processes
+# End of options
+
+. utils/parse_options.sh
+. utils/stages.sh
+parse_options "$@"
+. ./path.sh
+
+if [ ! -f "${init}" ] || [ ! -d downloads/mini/language_model ]; then
+    local/mini_data.sh --nj "${nj}"
+fi
+work=${data_dir}/parts
+esc50=(--set "esc50.test_fold=${fold}" --root "esc50=${corpus}")
+python3 -m espnet2_slit.bin.slit_corpus prepare --corpora esc50 "${esc50[@]}" --out "${work}" \
+    --presence 1 --jobs "${nj}"
+python3 -m espnet2_slit.bin.slit_corpus esc50 --root "${corpus}" --test_fold "${fold}" \
+    --splits train,valid --out "${work}" --jobs "${nj}" >/dev/null
+data() { python3 -m espnet2_slit.bin.slit_data "$@"; }
+for kind in caption instruction; do
+    data combine "${data_dir}/train_${kind}" "${work}/train_${kind}" "${work}/valid_${kind}"
+    # Trained on as well: its loss shows that training goes on, it chooses nothing.
+    data subset "${work}/valid_${kind}" "${data_dir}/valid_${kind}"
+done
+data subset "${work}/esc50_test" "${data_dir}/test_fold${fold}"
+python3 local/train_encoder.py --data-dir "${work}/esc50_train" "${work}/esc50_valid" \
+    --init "${init}" --output "${encoder}" --epochs "${epochs}"

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Usage: local/mini_data.sh [--data_dir data] [--download_dir downloads/mini] [--nj 2]
+#
+# Makes the mini corpus and the frozen parts of the mini recipe; called by local/data.sh.
+# What is there already with the same settings is not made again.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Options
+data_dir=data               # where the data directories go
+download_dir=downloads/mini # gets audio/ audio_encoder.pt language_model/ qformer_tokenizer/
+nj=2                        # processes that render audio
+seed=1                      # of everything made here
+random_encoder=false        # true: leave the audio encoder untrained (ablation)
+python=python3              # the Python of the project's environment
+# End of options
+
+. utils/parse_options.sh
+parse_options "$@"
+. ./path.sh
+log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
+
+log "Mini corpus (2,400 training clips), audio encoder and language model:" \
+    "about 6 minutes on two cores, 200 MB in ${download_dir}"
+mkdir -p "${download_dir}"
+
+# The language model needs no audio: it is trained beside the rest, one core each.
+OMP_NUM_THREADS=1 ${python} local/mini_language_model.py \
+    --output-dir "${download_dir}" --seed "${seed}" &
+language_model=$!
+trap 'kill ${language_model} 2>/dev/null || true' EXIT
+
+${python} local/mini_corpus.py \
+    --data-dir "${data_dir}" --audio-dir "${download_dir}/audio" --seed "${seed}" --jobs "${nj}"
+encoder_options=()
+if ${random_encoder}; then encoder_options+=(--random); fi
+OMP_NUM_THREADS=1 ${python} local/mini_encoder.py --audio-dir "${download_dir}/audio" \
+    --output "${download_dir}/audio_encoder.pt" --seed "${seed}" "${encoder_options[@]}"
+
+wait "${language_model}"
+trap - EXIT
+log "Mini corpus and frozen parts are ready in ${data_dir} and ${download_dir}"

@@ -1,0 +1,486 @@
+#!/usr/bin/env python3
+"""Train the mini recipe's frozen language model and both tokenizers, from text alone.
+
+Owns a SentencePiece tokenizer, a small T5 and the Q-Former's WordPiece tokenizer.
+The text is that of scenes nobody renders, of all classes: the words of classes that
+are in no training audio are known from here, as a large language model knows words
+that no audio corpus has. The T5 learns to restore masked captions, to say a
+description in other words, and to answer from a description; the description stands
+where the queries will stand, so that queries have something to be understood as.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import sentencepiece
+import torch
+from mini_corpus import (
+    ANSWERS,
+    QUESTIONS,
+    SEEN_CLASSES,
+    UNSEEN_CLASSES,
+    any_instruction,
+    caption,
+    plan_scene,
+    questions,
+)
+
+from espnet2_slit.templates import TEMPLATES
+
+LOGGER = logging.getLogger("mini")
+VERSION = 1
+ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
+# Every printable ASCII character has a piece, so that no word is unknown.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
+MASK = "<mask>"
+MODEL = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 320,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 64,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "tie_word_embeddings": True,
+}
+
+
+# ---------------------------------------------------------------------------------
+# Text
+# ---------------------------------------------------------------------------------
+
+
+def training_text(seed, number):
+    """(source, target) pairs; the source is description + instruction.
+
+    Args:
+        seed: int.
+        number: how many scenes; each gives one pair.
+
+    Returns:
+        list of (description, instruction or "", target, task).
+    """
+    rng = random.Random(f"language-model-{VERSION}-{seed}")
+    pairs = []
+    for _ in range(number):
+        scene = plan_scene(rng, "text", ALL_CLASSES)
+        told = caption(rng, scene, complete=True)
+        draw = rng.random()
+        if draw < 0.1:
+            pairs.append((told, "", told, "restore"))
+        elif draw < 0.35:
+            wording = any_instruction(rng, "caption") if rng.random() < 0.8 else ""
+            pairs.append((told, wording, caption(rng, scene), "caption"))
+        elif draw < 0.45 and scene.relation == "single":
+            wording = any_instruction(rng, "classification")
+            pairs.append((told, wording, scene.events[0].label, "classification"))
+        else:
+            asked = questions(rng, scene, classes=ALL_CLASSES)
+            kinds = sorted({kind for kind, _, _ in asked})
+            kind = rng.choice(kinds)
+            _, question, answer = rng.choice([q for q in asked if q[0] == kind])
+            wording = any_instruction(rng, "question_answering", question)
+            pairs.append((told, wording, answer, "question_answering"))
+    return pairs
+
+
+def tokenizer_text(pairs, extra=()):
+    """Lines the tokenizers are trained on.
+
+    Args:
+        pairs: as of training_text.
+        extra: further lines, for example the labels of another corpus.
+
+    Returns:
+        list of str.
+    """
+    lines = [text for pair in pairs for text in pair[:3] if text]
+    for wordings in TEMPLATES.values():
+        lines += [wording.replace("{question}", "") for wording in wordings]
+    names = {"a": "a whistle", "s": "whistle", "p": "buzzes", "v": "pulse"}
+    for wordings in QUESTIONS.values():
+        lines += [wording.format(**names) for wording in wordings]
+    lines += [*ANSWERS, *extra]
+    return lines
+
+
+# ---------------------------------------------------------------------------------
+# Tokenizers
+# ---------------------------------------------------------------------------------
+
+
+def train_sentencepiece(lines, folder, vocab_size):
+    """Train and save the language model's tokenizer; it folds case.
+
+    Args:
+        lines: list of str.
+        folder: Path that gets spiece.model.
+        vocab_size: most pieces.
+
+    Returns:
+        transformers tokenizer that gives SentencePiece's ids.
+    """
+    from transformers import T5Tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "spiece"),
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        required_chars=CHARACTERS,
+        normalization_rule_name="nmt_nfkc_cf",
+        user_defined_symbols=[MASK],
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "spiece.vocab").unlink()
+    # From the folder, not T5Tokenizer(vocab_file=...): transformers 5 ignores that
+    # argument and gives a tokenizer of four tokens without a word of warning.
+    tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=0)
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "spiece.model")
+    )
+    for line in lines[:200]:
+        expected, found = processor.encode(line), tokenizer(line).input_ids[:-1]
+        if expected != found:
+            raise RuntimeError(
+                f"tokenizer of {folder}: SentencePiece encodes {line!r} as {expected}, "
+                f"transformers as {found}; install another transformers release"
+            )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_wordpiece(lines, folder):
+    """Save the Q-Former's BERT-style tokenizer: whole words, and letters for others.
+
+    The corpus has a closed vocabulary, so its words by frequency are the WordPiece
+    vocabulary; letters (with and without ##) spell what it does not have.
+
+    Args:
+        lines: list of str.
+        folder: Path that gets the tokenizer's files.
+
+    Returns:
+        transformers tokenizer.
+    """
+    from transformers import BertTokenizer
+
+    splitter = _bert_tokenizer(BertTokenizer, {"[UNK]": 0})
+    counts = collections.Counter()
+    for line in lines:
+        normal = splitter.backend_tokenizer.normalizer.normalize_str(line)
+        words = splitter.backend_tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+        counts.update(word for word, _ in words)
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    tokens += list(CHARACTERS) + [f"##{letter}" for letter in CHARACTERS]
+    tokens += [word for word in words if word not in CHARACTERS]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = _bert_tokenizer(BertTokenizer, vocabulary, bos_token="[DEC]")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _bert_tokenizer(tokenizer_class, vocabulary, **special):
+    with tempfile.TemporaryDirectory() as folder:
+        ordered = sorted(vocabulary, key=vocabulary.get)
+        path = Path(folder) / "vocab.txt"
+        path.write_text("\n".join(ordered) + "\n", encoding="utf-8")
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
+        return tokenizer_class.from_pretrained(folder, **special)
+
+
+# ---------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------
+
+
+def build_model(tokenizer, seed):
+    """A small T5 for this tokenizer, untrained.
+
+    Args:
+        tokenizer: of train_sentencepiece.
+        seed: int.
+
+    Returns:
+        T5ForConditionalGeneration.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **MODEL,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def encode_pairs(pairs, tokenizer, seed):
+    """Token ids of source and target.
+
+    Args:
+        pairs: as of training_text.
+        tokenizer: of train_sentencepiece.
+        seed: int, for the masks.
+
+    Returns:
+        list of (source ids, target ids, task).
+    """
+    rng = random.Random(f"mask-{seed}")
+    mask_id = tokenizer.convert_tokens_to_ids(MASK)
+    cache = {}
+
+    def ids(text):
+        if text not in cache:
+            cache[text] = tokenizer(text, add_special_tokens=False).input_ids
+        return cache[text]
+
+    eos = [tokenizer.eos_token_id]
+    encoded = []
+    for told, instruction, target, task in pairs:
+        source = list(ids(told))
+        if task == "restore":  # a third of the tokens is hidden, runs become one mask
+            hidden = [rng.random() < 0.3 for _ in source]
+            source = [
+                mask_id if hidden[i] else token
+                for i, token in enumerate(source)
+                if not (hidden[i] and i and hidden[i - 1])
+            ]
+        source += ids(instruction) if instruction else []
+        encoded.append((source + eos, ids(target) + eos, task))
+    return encoded
+
+
+def _pad(rows, value):
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def train(model, encoded, batch_size, learning_rate, seed):
+    """One pass over the pairs, with the longest sources together.
+
+    Args:
+        model: T5ForConditionalGeneration.
+        encoded: list of (source ids, target ids, task).
+        batch_size: pairs per step.
+        learning_rate: peak of a one-cycle schedule.
+        seed: int.
+    """
+    rng = random.Random(f"order-{seed}")
+    pad = model.config.pad_token_id
+    groups = []
+    # Sort within windows: little padding, and still a random order.
+    window = 16 * batch_size
+    for start in range(0, len(encoded), window):
+        rows = sorted(encoded[start : start + window], key=lambda row: len(row[0]))
+        parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        rng.shuffle(parts)
+        groups += parts
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=learning_rate,
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, len(groups), pct_start=0.06
+    )
+    model.train()
+    started = time.monotonic()
+    losses = []
+    for number, rows in enumerate(groups, start=1):
+        source = _pad([row[0] for row in rows], pad)
+        labels = _pad([row[1] for row in rows], -100)
+        loss = model(
+            input_ids=source, attention_mask=(source != pad).long(), labels=labels
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if number % 100 == 0 or number == len(groups):
+            LOGGER.info(
+                "Language model: step %d of %d, loss %.4f, %.0f s",
+                number,
+                len(groups),
+                sum(losses[-100:]) / len(losses[-100:]),
+                time.monotonic() - started,
+            )
+    model.eval()
+
+
+@torch.no_grad()
+def evaluate(model, encoded):
+    """Loss and exactly right targets of each task, with the right history given.
+
+    Args:
+        model: T5ForConditionalGeneration.
+        encoded: list of (source ids, target ids, task).
+
+    Returns:
+        dict task -> {"loss", "exact"}.
+    """
+    pad = model.config.pad_token_id
+    totals = {}
+    for start in range(0, len(encoded), 64):
+        rows = encoded[start : start + 64]
+        source = _pad([row[0] for row in rows], pad)
+        labels = _pad([row[1] for row in rows], -100)
+        logits = model(
+            input_ids=source, attention_mask=(source != pad).long(), labels=labels
+        ).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="none", ignore_index=-100
+        )
+        right = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
+        for row, one, good in zip(rows, loss.sum(1), right):
+            total = totals.setdefault(row[2], [0.0, 0, 0, 0])
+            total[0] += one.item()
+            total[1] += len(row[1])
+            total[2] += int(good)
+            total[3] += 1
+    return {
+        task: {"loss": round(loss / tokens, 4), "exact": round(good / count, 4)}
+        for task, (loss, tokens, good, count) in sorted(totals.items())
+    }
+
+
+# ---------------------------------------------------------------------------------
+# All of it
+# ---------------------------------------------------------------------------------
+
+
+def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
+    """Train and save language_model/ and qformer_tokenizer/ below `folder`.
+
+    Args:
+        folder: Path.
+        seed: int.
+        pairs: number of training pairs.
+        batch_size: pairs per step.
+        learning_rate: peak.
+        vocab_size: of SentencePiece.
+        extra: further lines of text for both tokenizers.
+
+    Returns:
+        dict: how it was made and how well it does.
+    """
+    about = {
+        "version": VERSION,
+        "seed": seed,
+        "pairs": pairs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "vocab_size": vocab_size,
+        "model": MODEL,
+        "extra_text": hashlib.sha256("\n".join(extra).encode()).hexdigest(),
+    }
+    stamp = folder / "language_model" / "about.json"
+    if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
+        found = json.loads(stamp.read_text())
+        if {key: found.get(key) for key in about} == about:
+            LOGGER.info("Language model: %s is there", stamp.parent)
+            return found
+        LOGGER.info("Language model: other settings than in %s, making anew", stamp)
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".language_model.", dir=folder))
+    try:
+        text = training_text(seed, pairs)
+        lines = tokenizer_text(text, extra)
+        tokenizer = train_sentencepiece(lines, temporary / "language_model", vocab_size)
+        wordpiece = make_wordpiece(lines, temporary / "qformer_tokenizer")
+        model = build_model(tokenizer, seed)
+        LOGGER.info(
+            "Language model: %d parameters, %d and %d tokens, %.0f s",
+            model.num_parameters(),
+            len(tokenizer),
+            len(wordpiece),
+            time.monotonic() - started,
+        )
+        train(
+            model,
+            encode_pairs(text, tokenizer, seed),
+            batch_size,
+            learning_rate,
+            seed,
+        )
+        held_out = training_text(f"{seed}-held-out", 1000)
+        about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
+        LOGGER.info("Language model: held-out text: %s", about["held_out"])
+        model.save_pretrained(temporary / "language_model")
+        text = json.dumps(about, indent=2) + "\n"
+        (temporary / "language_model" / "about.json").write_text(text)
+        for name in ("qformer_tokenizer", "language_model"):  # the stamp comes last
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    LOGGER.info("Language model: %s, %.0f s", stamp.parent, time.monotonic() - started)
+    return about
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("downloads/mini"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=48000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--vocab-size", type=int, default=400)
+    parser.add_argument(
+        "--extra-text", type=Path, help="file with lines both tokenizers shall know"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    # Only our own progress: ESPnet reports every layer it initialises.
+    logging.basicConfig(format="%(asctime)s %(message)s", force=True)
+    LOGGER.setLevel(logging.INFO)
+    torch.set_num_threads(args.threads)  # another number gives other last digits
+    torch.set_float32_matmul_precision("medium")  # oneDNN: 1.7 times as fast on AMD
+    extra = args.extra_text.read_text().splitlines() if args.extra_text else []
+    make(
+        args.output_dir,
+        args.seed,
+        args.pairs,
+        args.batch_size,
+        args.learning_rate,
+        args.vocab_size,
+        extra,
+    )
+
+
+if __name__ == "__main__":
+    main()

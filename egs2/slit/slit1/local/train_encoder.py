@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Train a BEATs checkpoint on, or on from another to, the labels of a data directory.
+
+Owns the training of a small encoder on clip labels: few real recordings, so much is
+varied (time shift, loudness, masked bands and stretches, mixtures of two clips). Only
+the directories that are named are heard: name training folds. The encoder's parts and
+its checkpoint are `mini_encoder`'s.
+"""
+
+import argparse
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from mini_encoder import (
+    BANDS,
+    CONFIG,
+    FRAMES_PER_PATCH,
+    SAMPLE_RATE,
+    build_encoder,
+    encode,
+    fbank,
+    save_checkpoint,
+)
+
+from espnet2_slit.audio_io import read_audio
+
+LOGGER = logging.getLogger("mini")
+VERSION = 1
+
+
+def read_table(path):
+    """dict key -> value of a `key value` file."""
+    with open(path, encoding="utf-8") as file:
+        return dict(
+            line.rstrip("\n").split(maxsplit=1) for line in file if line.strip()
+        )
+
+
+def load_clips(directories, labels=None):
+    """Filterbanks and labels of all clips; samples that are no labels are left out.
+
+    Args:
+        directories: Paths of data directories with wav.scp and text.
+        labels: list of label names; None takes all that there are, sorted.
+
+    Returns:
+        (list of (frames, 128) tensors, (N,) label numbers, label names).
+
+    Raises:
+        ValueError: nothing to train on, or a label that is not among `labels`.
+    """
+    clips = {}
+    for directory in directories:
+        audio = read_table(directory / "wav.scp")
+        text = read_table(directory / "text")
+        tasks = directory / "utt2task"
+        tasks = read_table(tasks) if tasks.exists() else {}
+        names = directory / "utt2audio"
+        names = read_table(names) if names.exists() else {}
+        for key, path in audio.items():
+            if tasks.get(key, "classification") == "classification":
+                clips[names.get(key, key)] = (path, text[key])
+    if not clips:
+        raise ValueError(
+            f"{', '.join(map(str, directories))}: no sample with a label (utt2task "
+            "classification) in wav.scp; expected some"
+        )
+    found = sorted({label for _, label in clips.values()})
+    labels = labels or found
+    if not set(found) <= set(labels):
+        raise ValueError(
+            f"labels {sorted(set(found) - set(labels))} are not among the "
+            f"{len(labels)} of training"
+        )
+    frames, targets = [], []
+    for path, label in clips.values():
+        waveform = torch.as_tensor(read_audio(path, SAMPLE_RATE))
+        frames.append(fbank(waveform))
+        targets.append(labels.index(label))
+    return frames, torch.tensor(targets), labels
+
+
+def cut(frames, length, start):
+    """`length` frames from `start` on, going round: (length, 128)."""
+    index = (start + torch.arange(length)) % len(frames)
+    return frames[index]
+
+
+def vary(frames, generator, masks=True):
+    """Other loudness, masked bands and stretches.
+
+    Args:
+        frames: (frames, 128), normalised logarithmic filterbank; not changed.
+        generator: numpy Generator.
+        masks: also mask.
+
+    Returns:
+        (frames, 128).
+    """
+    # 1 unit is 2 * 6.56 in log power: a factor of 10 in amplitude is 0.35.
+    frames = frames + generator.uniform(-0.35, 0.2)
+    slope = torch.linspace(-0.5, 0.5, frames.shape[1]) * generator.uniform(-0.3, 0.3)
+    frames = frames + slope  # another microphone
+    if masks:
+        for _ in range(2):
+            width = int(generator.integers(0, 24))
+            low = int(generator.integers(0, frames.shape[1] - width))
+            frames[:, low : low + width] = frames.mean()
+            width = int(generator.integers(0, len(frames) // 6))
+            start = int(generator.integers(0, len(frames) - width))
+            frames[start : start + width] = frames.mean()
+    return frames
+
+
+def mix(one, other, share):
+    """Filterbank of two clips played together, `share` of the first.
+
+    Args:
+        one: (frames, 128).
+        other: (frames, 128).
+        share: in (0, 1).
+
+    Returns:
+        (frames, 128), the logarithm of the weighted sum of powers.
+    """
+    scale = 2 * 6.55582
+    log_share = float(np.log(share)) * 2 / scale
+    log_rest = float(np.log(1 - share)) * 2 / scale
+    return (
+        torch.logaddexp((one + log_share) * scale, (other + log_rest) * scale) / scale
+    )
+
+
+class Tagger(torch.nn.Module):
+    """Linear on the mean and the maximum over time, thrown away after training."""
+
+    def __init__(self, width, labels):
+        super().__init__()
+        self.linear = torch.nn.Linear(2 * width, labels)
+
+    def forward(self, tokens):
+        """(B, T, D_a) -> (B, labels)."""
+        steps = tokens.unflatten(1, (-1, BANDS)).mean(2)  # (B, steps, D_a)
+        return self.linear(torch.cat([steps.mean(1), steps.amax(1)], dim=1))
+
+
+def train(encoder, frames, targets, labels, options):
+    """Train in place.
+
+    Args:
+        encoder: BeatsEncoder.
+        frames: list of (frames, 128).
+        targets: (N,) label numbers.
+        labels: number of labels.
+        options: epochs, batch_size, learning_rate, crop_s, seed.
+
+    Returns:
+        Tagger.
+    """
+    torch.manual_seed(options.seed)
+    generator = np.random.default_rng(options.seed)
+    tagger = Tagger(encoder.output_size(), labels)
+    parameters = [*encoder.parameters(), *tagger.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=0.05, fused=True
+    )
+    steps = -(-len(frames) // options.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, options.epochs * steps, pct_start=0.15
+    )
+    length = int(options.crop_s * 100) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
+    started = time.monotonic()
+
+    def draw(number):
+        start = int(generator.integers(0, len(frames[number])))
+        return vary(cut(frames[number], length, start), generator)
+
+    encoder.train()
+    for epoch in range(1, options.epochs + 1):
+        order = generator.permutation(len(frames))
+        losses = []
+        for first in range(0, len(order), options.batch_size):
+            inputs, wanted = [], []
+            for number in order[first : first + options.batch_size]:
+                other = int(generator.integers(0, len(frames)))
+                share = float(generator.uniform(0.5, 0.98))
+                inputs.append(mix(draw(number), draw(other), share))
+                row = torch.zeros(labels)
+                # What is heard counts, and it counts by its part of the amplitude.
+                row[targets[number]] += share
+                row[targets[other]] += 1 - share
+                wanted.append(row)
+            logits = tagger(encode(encoder, torch.stack(inputs)))
+            loss = torch.nn.functional.cross_entropy(
+                logits, torch.stack(wanted), label_smoothing=0.1
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        if epoch % 10 == 0 or epoch == options.epochs:
+            LOGGER.info(
+                "Encoder: epoch %d of %d, loss %.3f, %.0f s",
+                epoch,
+                options.epochs,
+                float(np.mean(losses)),
+                time.monotonic() - started,
+            )
+    encoder.eval()
+    return tagger
+
+
+@torch.no_grad()
+def accuracy(encoder, tagger, frames, targets):
+    """Share of clips whose label has the highest score."""
+    right = 0
+    for clip, target in zip(frames, targets):
+        length = max(1, len(clip) // FRAMES_PER_PATCH) * FRAMES_PER_PATCH
+        logits = tagger(encode(encoder, cut(clip, length, 0).unsqueeze(0)))
+        right += int(logits.argmax() == target)
+    return right / len(frames)
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data-dir", type=Path, nargs="+", required=True)
+    parser.add_argument("--valid-dir", type=Path, nargs="*", default=[])
+    parser.add_argument("--init", type=Path, help="BEATs checkpoint to go on from")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--crop-s", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    # Only our own progress: ESPnet reports every layer it initialises.
+    logging.basicConfig(format="%(asctime)s %(message)s", force=True)
+    LOGGER.setLevel(logging.INFO)
+    torch.set_num_threads(args.threads)  # another number gives other last digits
+    torch.set_float32_matmul_precision("medium")  # oneDNN: 1.7 times as fast on AMD
+
+    digest = hashlib.sha256()
+    for directory in args.data_dir:
+        for name in ("wav.scp", "text"):
+            digest.update((directory / name).read_bytes())
+    if args.init:
+        digest.update(args.init.read_bytes())
+    about = {
+        "version": VERSION,
+        "made_from": digest.hexdigest(),
+        **{
+            name: getattr(args, name)
+            for name in ("epochs", "batch_size", "learning_rate", "crop_s", "seed")
+        },
+    }
+    if args.output.exists():
+        found = torch.load(args.output, weights_only=True).get("about", {})
+        if {key: found.get(key) for key in about} == about:
+            LOGGER.info("Encoder: %s is there", args.output)
+            return
+        LOGGER.info("Encoder: other settings than in %s, making anew", args.output)
+    started = time.monotonic()
+    config = CONFIG
+    if args.init:
+        first = torch.load(args.init, weights_only=True)
+        config = first["cfg"]
+    encoder = build_encoder(config, args.seed)
+    if args.init:
+        encoder.load_state_dict(first["model"])
+    frames, targets, labels = load_clips(args.data_dir)
+    LOGGER.info("Encoder: %d clips of %d labels", len(frames), len(labels))
+    tagger = train(encoder, frames, targets, len(labels), args)
+    if args.valid_dir:
+        frames, targets, _ = load_clips(args.valid_dir, labels)
+        about["valid_accuracy"] = accuracy(encoder, tagger, frames, targets)
+        LOGGER.info(
+            "Encoder: %.1f %% of %d validation clips right",
+            100 * about["valid_accuracy"],
+            len(frames),
+        )
+    save_checkpoint(args.output, encoder, config, about)
+    LOGGER.info("Encoder: %s, %.0f s", args.output, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

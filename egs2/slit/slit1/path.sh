@@ -1,0 +1,41 @@
+# shellcheck shell=bash
+# Sourced by slit.sh: which Python, which job runners. Edit local/path.sh for more.
+
+slit_recipe=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+slit_home=$(cd "${slit_recipe}/../../.." && pwd)
+MAIN_ROOT=$(cd "${PWD}/../../.." 2>/dev/null && pwd) || MAIN_ROOT=
+
+export LC_ALL=C
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONIOENCODING=UTF-8
+# NCCL: leave out interfaces that do not lead to other machines.
+export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker,virbr,vmnet,vboxnet}"
+
+# Inside an ESPnet tree, its Python, unless another environment is active.
+if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] &&
+    [ -f "${MAIN_ROOT}/tools/activate_python.sh" ] && [ -d "${MAIN_ROOT}/espnet2" ]; then
+    # shellcheck disable=SC1091
+    . "${MAIN_ROOT}/tools/activate_python.sh"
+fi
+if [ -f "${slit_home}/tools/activate.sh" ]; then
+    # shellcheck disable=SC1091
+    . "${slit_home}/tools/activate.sh"
+else
+    # The recipe was copied away from the project: the package must be installed.
+    python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("espnet2_slit"))' || {
+        echo "Error: $(command -v python3) has no espnet2_slit, and this recipe lies outside" \
+            "its checkout: pip install -e CHECKOUT" >&2
+        return 1
+    }
+fi
+
+# Job runners: this directory's, the ESPnet tree's, then our own.
+for slit_dir in "${slit_recipe}/utils" "${MAIN_ROOT}/egs2/TEMPLATE/asr1/utils/parallel" \
+    "${MAIN_ROOT}/egs2/TEMPLATE/asr1/utils" "${PWD}/utils"; do
+    if [ -d "${slit_dir}" ]; then export PATH="${slit_dir}:${PATH}"; fi
+done
+unset slit_dir
+if [ -f local/path.sh ]; then
+    # shellcheck disable=SC1091
+    . local/path.sh
+fi

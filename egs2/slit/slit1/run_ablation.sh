@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Usage: ./run_ablation.sh [--name value ...]      (after, or instead of, run.sh)
+#
+# Does each training stage earn its place? On the mini corpus: the whole system, without
+# stage 1, without instruction tuning, and with an audio encoder left at random weights.
+# Every system is trained with the same settings and scored on the same test sets.
+# Writes exp/ablation.md. All options are those of slit.sh.
+
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Options
+expdir=exp # where experiments go
+nj=2       # processes that make and check audio
+# End of options
+
+. utils/parse_options.sh
+. utils/stages.sh
+# shellcheck disable=SC2034  # read by parse_options.sh: --help shows its options as well
+next_script=slit.sh
+parse_known_options "$@"
+options=(--expdir "${expdir}" --nj "${nj}" --stop_stage 6 "${rest[@]}")
+
+log "The whole system"
+./run.sh "${options[@]}"
+
+log "Without stage 1: the Q-Former starts generative learning from scratch"
+./run.sh "${options[@]}" --tag mini_no_representation --skip_representation true
+
+log "Without instruction tuning: the system after stage 3"
+./run.sh "${options[@]}" --generator generative --stage 4
+
+log "With a random frozen audio encoder"
+random=downloads/mini_random
+./run.sh "${options[@]}" --tag mini_random_encoder --encoder_tag mini_random \
+    --audio_encoder_path "${random}/audio_encoder.pt" --datadir data_random \
+    --before_data "mini --data_dir data --nj ${nj}" \
+    --local_data_opts "random_encoder --output ${random}/audio_encoder.pt --data_dir data_random"
+
+. ./path.sh
+python3 local/ablation_table.py --output "${expdir}/ablation.md" \
+    "whole system=${expdir}/mini_instruction" \
+    "no stage 1=${expdir}/mini_no_representation_instruction" \
+    "no instruction tuning=${expdir}/mini_generative" \
+    "random frozen encoder=${expdir}/mini_random_encoder_instruction"

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Runs a command and shows, as it runs, the milestones of the log files it writes.
+
+    follow_log.py 'exp/train.log' COMMAND [ARGUMENT ...]
+
+The first argument names log files (a pattern such as decode.*.log is allowed). Training
+shows one line per epoch and now and then the running loss, other programs the lines in
+which they count. When the command fails, the end of the log is shown and its exit code is
+returned.
+"""
+
+import ctypes
+import glob
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+EVERY_S = 10.0  # between two lines about the same stretch of work
+NUMBER = r"([-+.\de]+|nan|inf)"
+EPOCH = re.compile(r"(\d+)epoch results: (.*)")
+STEP = re.compile(r"(\d+)epoch:train:(\d+)-(\d+)batch: (.*)")
+LOSS = re.compile(rf"\bloss={NUMBER}")
+COUNTING = re.compile(r"(?:INFO|WARNING): (.*\b\d[\d,]* of \d[\d,]*\b.*)")
+ABOUT = re.compile(r"There are no improvements|model parameters|Number of parameters")
+
+
+def milestone(line):
+    """(kind, text) of a log line worth showing, else None."""
+    found = EPOCH.search(line)
+    if found:
+        parts = dict(re.findall(r"\[(train|valid)\] ([^\[]*)", found[2]))
+        shown = [
+            f"{name} loss {LOSS.search(parts[name])[1]}"
+            for name in ("train", "valid")
+            if name in parts and LOSS.search(parts[name])
+        ]
+        took = re.search(r"\[train\].*? time=([^,]*)", found[2])
+        after = f" ({took[1]})" if took else ""
+        return "epoch", f"epoch {found[1]}: {', '.join(shown)}{after}"
+    found = STEP.search(line)
+    if found and LOSS.search(found[4]):
+        loss = LOSS.search(found[4])[1]
+        return "step", f"epoch {found[1]}, step {found[3]}: loss {loss}"
+    found = COUNTING.search(line)
+    if found and not ABOUT.search(line):
+        return "step", found[1].strip()
+    return None
+
+
+def die_with_parent():
+    """Be ended by the kernel when the parent is gone (Linux; elsewhere nothing)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Follower:
+    """Reads what is added to log files after it was made."""
+
+    def __init__(self, pattern):
+        self.pattern = pattern
+        self.begin = time.time() - 1
+        self.places = {}
+        self.shown = 0.0
+
+    def show(self):
+        for path in sorted(glob.glob(self.pattern)):
+            try:
+                with open(path, errors="replace") as stream:
+                    stream.seek(self._place(path, stream))
+                    for line in stream:
+                        if not line.endswith("\n"):
+                            break
+                        self._line(line)
+                        self.places[path] += len(line.encode("utf-8", "replace"))
+            except OSError:
+                continue
+
+    def _place(self, path, stream):
+        size = stream.seek(0, 2)
+        if self.places.setdefault(path, 0) > size:  # a new log took its place
+            self.places[path] = 0
+        return self.places[path]
+
+    def _line(self, line):
+        found = milestone(line)
+        if found is None:
+            return
+        kind, text = found
+        if kind == "step" and time.time() - self.shown < EVERY_S:
+            return
+        self.shown = time.time()
+        print(f"    {text}", flush=True)
+
+    def skip_old(self):
+        """Do not show what earlier runs have left."""
+        for path in glob.glob(self.pattern):
+            with open(path, "rb") as stream:
+                self.places[path] = stream.seek(0, 2)
+
+
+def tail(pattern, count=25):
+    """Show the last lines of a log that does not end well; True if there was one."""
+    paths = sorted(glob.glob(pattern))
+    texts = {}
+    for path in paths:
+        with open(path, errors="replace") as stream:
+            texts[path] = stream.read().splitlines()
+    bad = [path for path in paths if "(code 0)" not in "".join(texts[path][-1:])]
+    for path in bad[:1]:
+        print(f"--- the end of {path}", file=sys.stderr)
+        print("\n".join(texts[path][-count:]), file=sys.stderr)
+    return bool(bad)
+
+
+def main(argv):
+    if len(argv) < 2:
+        print("follow_log.py: expected LOG COMMAND [ARGUMENT ...]", file=sys.stderr)
+        return 2
+    follower = Follower(argv[0])
+    follower.skip_old()
+    # What the launcher says repeats the log a thousand lines long: kept for a failure.
+    said = tempfile.TemporaryFile("w+", errors="replace")
+    process = subprocess.Popen(
+        argv[1:],
+        stderr=said,
+        env={**os.environ, "SLIT_DIE_WITH_PARENT": "1"},  # read by run.pl
+        preexec_fn=die_with_parent,
+    )
+
+    def forward(signum, _frame):
+        process.send_signal(signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, forward)
+    while process.poll() is None:
+        time.sleep(0.2)
+        follower.show()
+    follower.show()
+    if process.returncode:
+        said.seek(0)
+        if not tail(argv[0]):
+            print("".join(said.readlines()[-25:]), file=sys.stderr)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,466 @@
+#!/usr/bin/env python3
+"""slit: caption, ask, classify, embed and search audio with a trained system."""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Commands with a program of their own; what follows the word goes to it unchanged.
+PROGRAMS = {
+    "score": ("slit_score", "score decoded test sets, or another system's predictions"),
+    "compare": ("slit_compare", "compare scored systems"),
+    "data": ("slit_data", "check, mend, join, cut and make data directories"),
+    "corpus": ("slit_corpus", "make data directories of public corpora"),
+    "encode": ("slit_encode", "cache frames of the frozen audio encoder"),
+    "train": ("slit_train", "train one stage (recipes call it)"),
+    "decode": ("slit_inference", "decode evaluation sets"),
+    "pack": ("slit_pack", "link, pack and publish a system"),
+}
+FILES_PER_STEP = 4  # batches between two moves of the progress bar
+
+
+def get_parser():
+    """Command line of slit."""
+    parser = argparse.ArgumentParser(
+        prog="slit",
+        description=__doc__,
+        epilog="The model may also be given by the variable SLIT_MODEL. Exit status:"
+        " 0 done, 1 something failed, 2 wrong command line.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, run, text):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run, parser=command)
+        command.add_argument("--json", action="store_true", help="print JSON lines")
+        return command
+
+    command = add("caption", caption, "describe audio files")
+    add_files(command)
+    command.add_argument("--instruction", help="other wording than the default")
+    add_generation(command)
+    add_model(command)
+
+    command = add("ask", ask, "answer a question about audio files")
+    command.add_argument("question")
+    add_files(command)
+    command.add_argument(
+        "--candidates",
+        nargs="+",
+        metavar="ANSWER",
+        help="choose the likeliest of these, or of the lines of one file",
+    )
+    add_generation(command)
+    add_model(command)
+
+    command = add("classify", classify, "choose among labels, any labels")
+    add_files(command)
+    command.add_argument(
+        "--labels",
+        nargs="+",
+        required=True,
+        help="two or more labels, or one file with a label on each line",
+    )
+    command.add_argument(
+        "--route",
+        choices=["similarity", "matching", "language_model"],
+        help="how labels are scored (default: similarity where the system has it)",
+    )
+    add_model(command)
+
+    command = add("embed", embed, "write embeddings of audio files or texts (.npz)")
+    add_files(command, nargs="*")
+    command.add_argument("--texts", nargs="+", default=[], help="texts to embed, too")
+    command.add_argument(
+        "--output", required=True, help=".npz: files, audio (N,Q,E), texts, text (M,E)"
+    )
+    add_model(command)
+
+    command = add("index", index, "embed a folder of audio, for search")
+    command.add_argument("folder")
+    command.add_argument("--index", help="where it is kept (FOLDER/.slit_index)")
+    command.add_argument(
+        "--rebuild", action="store_true", help="also another model's index"
+    )
+    add_model(command)
+
+    command = add("search", search, "find the audio that a text describes")
+    command.add_argument("text")
+    command.add_argument("folder", help="of audio; indexed first where it is not yet")
+    command.add_argument("--index", help="where the index is (FOLDER/.slit_index)")
+    command.add_argument("--top_k", type=positive, default=10)
+    command.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        help="best candidates that the matching head listens to again (0: none)",
+    )
+    add_model(command)
+
+    command = add("info", info, "what is in a checkpoint, without building it")
+    command.add_argument("model", nargs="?", default=os.environ.get("SLIT_MODEL"))
+
+    add("doctor", doctor, "what works on this machine, what is missing, how to add it")
+
+    command = add("demo", demo, "a page to try a system in the browser (extra: demo)")
+    command.add_argument("--folder", help="of audio, to be searched from the page")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whole network")
+    command.add_argument("--port", type=int, default=7860)
+    add_model(command)
+
+    for name, (program, text) in PROGRAMS.items():
+        commands.add_parser(name, help=f"{text}: see slit {name} --help ({program})")
+    return parser
+
+
+def positive(word):
+    """A whole number above 0."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {word}")
+    return number
+
+
+def add_files(command, nargs="+"):
+    """Audio files."""
+    command.add_argument(
+        "files", nargs=nargs, help="audio of any rate and number of channels"
+    )
+
+
+def add_generation(command):
+    """How texts are written."""
+    group = command.add_argument_group("writing")
+    group.add_argument("--num_beams", type=positive)
+    group.add_argument("--max_new_tokens", type=positive)
+
+
+def add_model(command):
+    """Which system, and on what."""
+    group = command.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=os.environ.get("SLIT_MODEL"),
+        help="experiment folder, archive, or Hugging Face repository (SLIT_MODEL)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--batch_size", type=positive, default=16)
+    group.add_argument("--audio_encoder", help="its weights, if they have moved")
+    group.add_argument("--language_model", help="its folder, if it has moved")
+    group.add_argument("--qformer_tokenizer", help="its folder, if it has moved")
+
+
+# ------------------------------------------------------------------------- helpers
+
+
+def load(args):
+    """The system that the command line names."""
+    if not args.model:
+        args.parser.error("give --model, or set SLIT_MODEL")
+    import torch
+
+    from espnet2_slit.inference import SLIT
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SLIT.from_pretrained(
+        args.model,
+        device=device,
+        batch_size=args.batch_size,
+        audio_encoder=args.audio_encoder,
+        language_model=args.language_model,
+        qformer_tokenizer=args.qformer_tokenizer,
+    )
+
+
+def bar(total, unit="file"):
+    """A progress bar on stderr, on a terminal only."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False)
+
+
+def lines_of(values):
+    """Values of the command line, or the lines of the one file they name."""
+    if len(values) == 1 and Path(values[0]).is_file():
+        lines = Path(values[0]).read_text(encoding="utf-8").splitlines()
+        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return values
+
+
+def in_steps(files, batch_size, work):
+    """Run `work` on some files at a time, as a generator of (file, result).
+
+    A file that cannot be used is told on stderr and has no result.
+
+    Args:
+        files: paths.
+        batch_size: clips of one batch.
+        work: list of files -> results in their order.
+    """
+    from espnet2_slit.audio_io import AudioError
+
+    step = batch_size * FILES_PER_STEP
+    with bar(len(files)) as shown:
+        for start in range(0, len(files), step):
+            some = files[start : start + step]
+            try:
+                found = list(zip(some, work(some), strict=True))
+            except AudioError:
+                found = []
+                for file in some:
+                    try:
+                        found.append((file, work([file])[0]))
+                    except AudioError as error:
+                        shown.write(f"slit: {error}", file=sys.stderr)
+            shown.update(len(some))
+            yield from found
+
+
+def put(args, name, pairs, text=str):
+    """Print a line for each file; 1 if a file is without result."""
+    done = 0
+    for file, result in pairs:
+        done += 1
+        if args.json:
+            result = result if isinstance(result, dict) else {name: result}
+            line = json.dumps({"file": file, **result}, ensure_ascii=False)
+        elif len(args.files) == 1:
+            line = text(result)
+        else:
+            line = f"{file}\t{text(result)}"
+        print(line, flush=True)
+    return 0 if done == len(args.files) else 1
+
+
+def generation(args):
+    """Fields of GenerationOptions that were given."""
+    return {
+        name: getattr(args, name)
+        for name in ("num_beams", "max_new_tokens")
+        if getattr(args, name) is not None
+    }
+
+
+# ------------------------------------------------------------------------- commands
+
+
+def caption(args):
+    """slit caption"""
+    slit = load(args)
+    pairs = in_steps(
+        args.files,
+        args.batch_size,
+        lambda some: slit.caption(
+            some, instruction=args.instruction, options=generation(args)
+        ),
+    )
+    return put(args, "caption", pairs)
+
+
+def ask(args):
+    """slit ask"""
+    slit = load(args)
+    candidates = lines_of(args.candidates) if args.candidates else None
+    pairs = in_steps(
+        args.files,
+        args.batch_size,
+        lambda some: slit.answer(
+            some, args.question, candidates=candidates, options=generation(args)
+        ),
+    )
+    return put(args, "answer", pairs)
+
+
+def classify(args):
+    """slit classify"""
+    labels = lines_of(args.labels)
+    slit = load(args)
+    default = "similarity" if slit.representation else "language_model"
+    pairs = in_steps(
+        args.files,
+        args.batch_size,
+        lambda some: [
+            {"label": one.label, "scores": one.scores}
+            for one in slit.classify(some, labels, route=args.route or default)
+        ],
+    )
+    return put(args, "label", pairs, lambda result: result["label"])
+
+
+def embed(args):
+    """slit embed"""
+    if not args.files and not args.texts:
+        args.parser.error("give files, --texts, or both")
+    import numpy as np
+
+    from espnet2_slit.features import atomic_binary
+
+    slit = load(args)
+    content = {}
+    if args.files:
+        pairs = list(in_steps(args.files, args.batch_size, slit.embed_audio))
+        if pairs:
+            content["files"] = np.array([file for file, _ in pairs])
+            content["audio"] = np.stack([row for _, row in pairs])
+    if args.texts:
+        content["texts"] = np.array(args.texts)
+        content["text"] = slit.embed_text(args.texts)
+    if not content:
+        return 1
+    with atomic_binary(Path(args.output)) as stream:
+        np.savez(stream, **content)
+    shapes = {name: list(array.shape) for name, array in content.items()}
+    if args.json:
+        print(json.dumps({"output": args.output, **shapes}))
+    else:
+        wide = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        print(f"{args.output}: {wide}")
+    return 0 if len(content.get("files", ())) == len(args.files) else 1
+
+
+def update_index(args, slit, rebuild=False):
+    """Bring an index up to date: (index, report)."""
+    from espnet2_slit.search_index import DEFAULT_NAME, SearchIndex
+
+    found = SearchIndex(args.index or Path(args.folder).expanduser() / DEFAULT_NAME)
+    shown = None
+
+    def progress(done, total):
+        nonlocal shown
+        if shown is None:
+            shown = bar(total)
+        shown.update(done - shown.n)
+
+    try:
+        return found, found.update(slit, args.folder, rebuild, progress)
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+def index(args):
+    """slit index"""
+    slit = load(args)
+    found, report = update_index(args, slit, args.rebuild)
+    if args.json:
+        print(json.dumps({"index": str(found.path), **vars(report)}))
+    else:
+        print(
+            f"{found.path}: {report.kept + report.added} clips ({report.kept} kept,"
+            f" {report.added} added, {report.removed} removed,"
+            f" {len(report.skipped)} unreadable)"
+        )
+    return 1 if report.skipped and not report.kept + report.added else 0
+
+
+def search(args):
+    """slit search"""
+    slit = load(args)
+    found, _ = update_index(args, slit)
+    for hit in found.search(slit, args.text, args.top_k, args.rerank):
+        if args.json:
+            row = {"file": hit.item, "score": hit.score}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"{hit.score:.4f}\t{hit.item}")
+    return 0
+
+
+def info(args):
+    """slit info"""
+    if not args.model:
+        args.parser.error("give a model, or set SLIT_MODEL")
+    from espnet2_slit.system_info import describe_source
+
+    facts = describe_source(args.model)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    print(f"{facts['folder']}\n  can: {', '.join(facts['can'])}")
+    print(f"  licence of the trained weights: {facts['licence']}")
+    for name, part in facts["parts"].items():
+        sizes = ", ".join(f"{k} {v}" for k, v in part["qformer"].items())
+        settings = ", ".join(f"{k} {v}" for k, v in part["training"].items())
+        print(f"\n{name}: {part['model']}, {part['parameters']:,} trained weights")
+        print(f"  file         {part['model_file']}")
+        print(f"  Q-Former     {sizes or 'default sizes'}")
+        print(f"  trained on   {', '.join(part['trained_on']) or 'not recorded'}")
+        print(f"  validated on {', '.join(part['validated_on']) or 'not recorded'}")
+        print(f"  started from {', '.join(part['initialized_from']) or 'scratch'}")
+        print(f"  settings     {settings}")
+    print("\nfrozen parts")
+    for name, part in facts["frozen"].items():
+        print(f"  {name}: {part['name']} {part['kind']}".rstrip())
+        print(f"    where    {part['where']}")
+        print(f"    sha256   {part['sha256'] or 'not recorded'}")
+        print(f"    licence  {part['licence']}")
+    for path in facts["results"]:
+        print(f"\nscores: {path}")
+    return 0
+
+
+def doctor(args):
+    """slit doctor"""
+    from espnet2_slit.doctor import MISSING, OK, examine
+
+    checks = examine()
+    if args.json:
+        print(json.dumps([vars(check) for check in checks], ensure_ascii=False))
+    else:
+        for check in checks:
+            print(f"{check.status:9}{check.name:18}{check.found}")
+            if check.remedy:
+                print(f"{'':27}-> {check.remedy}")
+    wrong = [check.name for check in checks if check.status == MISSING]
+    if wrong:
+        print(f"slit: cannot work without: {', '.join(wrong)}", file=sys.stderr)
+        return 1
+    if not args.json:
+        absent = [check.name for check in checks if check.status != OK]
+        print(f"\nAll that is needed is there. Without: {', '.join(absent) or 'none'}")
+    return 0
+
+
+def demo(args):
+    """slit demo"""
+    from espnet2_slit.demo import launch
+
+    launch(load(args), args.folder, args.host, args.port)
+    return 0
+
+
+def main(cmd=None):
+    """Entry point: 0 done, 1 something failed, 2 wrong command line."""
+    words = list(sys.argv[1:] if cmd is None else cmd)
+    if words and words[0] in PROGRAMS:
+        module = importlib.import_module(f"espnet2_slit.bin.{PROGRAMS[words[0]][0]}")
+        return module.main(words[1:]) or 0
+    args = get_parser().parse_args([_option(word) for word in words])
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    try:
+        return args.run(args)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        logging.debug("", exc_info=True)
+        print(f"slit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("slit: stopped", file=sys.stderr)
+        return 130
+
+
+def _option(word):
+    """--top-k as --top_k, which ESPnet's options look like."""
+    name, equals, value = word.partition("=")
+    if name.startswith("--"):
+        name = "--" + name[2:].replace("-", "_")
+    return name + equals + value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Reading what publishers ship: CSV of any age, large JSON; and their text, tidied."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class CorpusError(RuntimeError):
+    """The corpus on disk is not what its publisher ships; the message says where."""
+
+
+def clean(text: str) -> str:
+    """One line: control characters gone, runs of blanks are one, ends trimmed."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()  # almost every row, and ten times faster
+    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+    return " ".join(text.replace("\ufeff", "").split())
+
+
+def spell(label: str) -> str:
+    """A label as words: `crackling_fire` -> `crackling fire`."""
+    return clean(label.replace("_", " "))
+
+
+def encoding_of(path: Path) -> str:
+    """utf-8-sig where the whole file decodes, else iso-8859-1 (older metadata)."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as source:
+            while block := source.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        logging.info("%s is not UTF-8, read as ISO-8859-1", path)
+        return "iso-8859-1"
+    return "utf-8-sig"
+
+
+def read_table(
+    path: Path,
+    columns: tuple[str, ...],
+    header: bool = True,
+    delimiter: str = ",",
+    tally: Counter | None = None,
+) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file as dicts, streamed.
+
+    Args:
+        path: the file.
+        columns: with a header: names it must have; without: names of the columns.
+        header: whether the first line names the columns.
+        delimiter: "," or tab.
+        tally: its "rows" is counted up.
+
+    Yields:
+        One dict a row; rows shorter than the table are an error.
+
+    Raises:
+        CorpusError: a column is missing or a row is short; names file and line.
+    """
+    with open(path, encoding=encoding_of(path), newline="") as source:
+        rows = csv.reader(source, delimiter=delimiter)
+        names = [n.strip() for n in next(rows, [])] if header else list(columns)
+        absent = [c for c in columns if c not in names]
+        if absent:
+            raise CorpusError(
+                f"{path}: expected the columns {', '.join(columns)}; "
+                f"found {', '.join(names) or 'an empty file'}."
+            )
+        for row in rows:
+            if not row:
+                continue
+            if len(row) < len(columns):
+                raise CorpusError(
+                    f"{path} line {rows.line_num}: expected {len(names)} columns, "
+                    f"found {len(row)}: {row}"
+                )
+            if tally is not None:
+                tally["rows"] += 1
+            yield dict(zip(names, row, strict=False))
+
+
+def read_json_items(path: Path, key: str | None = None) -> Iterator[tuple[str, dict]]:
+    """Members of a large JSON array or object, one at a time, in bounded memory.
+
+    Args:
+        path: the file.
+        key: where the array is, `{"data": [...]}` -> "data"; None: the file is one
+            object whose members are wanted.
+
+    Yields:
+        (member name, value); the name is "" in an array.
+
+    Raises:
+        CorpusError: the file is a Git LFS pointer or not such JSON.
+    """
+    decode = json.JSONDecoder().raw_decode
+    with open(path, encoding="utf-8-sig") as source:
+        buffer = source.read(1 << 20)
+        if buffer.startswith("version https://git-lfs"):
+            raise CorpusError(
+                f"{path} is a Git LFS pointer, not the data. Fetch it with `git lfs "
+                "pull`, or take the JSON file from the publisher's archive."
+            )
+        opener = re.compile(r"\s*\{" if key is None else rf'"{key}"\s*:\s*\[')
+        start = opener.search(buffer)
+        if start is None:
+            raise CorpusError(f"{path}: expected {opener.pattern!r} near the start.")
+        buffer, at, done = buffer[start.end() :], 0, False
+        while not done:
+            at = _skip(buffer, at)
+            name, next_at = "", at
+            try:
+                if buffer[at : at + 1] in ("]", "}"):
+                    return
+                if key is None:
+                    name, next_at = decode(buffer, at)
+                    next_at = _skip(buffer, next_at, ":")
+                value, next_at = decode(buffer, next_at)
+            except (json.JSONDecodeError, IndexError):
+                block = source.read(1 << 20)
+                if not block:
+                    raise CorpusError(
+                        f"{path}: the JSON ends in the middle of a record "
+                        f"({buffer[at : at + 80]!r}...); is the download complete?"
+                    ) from None
+                buffer, at = buffer[at:] + block, 0
+                continue
+            at = next_at
+            yield name, value
+
+
+def _skip(buffer: str, at: int, also: str = ",") -> int:
+    """The next position that is neither blank nor the given separator."""
+    while at < len(buffer) and (buffer[at].isspace() or buffer[at] == also):
+        at += 1
+    return at

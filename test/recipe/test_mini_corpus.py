@@ -1,0 +1,710 @@
+"""The mini corpus: true words, held-out sets held out, same seed same corpus."""
+
+import collections
+import importlib
+import itertools
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+LOCAL = Path(__file__).parents[2] / "egs2" / "slit" / "slit1" / "local"
+SIZES = {
+    "train": 24,
+    "valid": 6,
+    "test": 12,
+    "test_unseen": 8,
+    "test_class": 1,
+    "test_class_unseen": 1,
+}
+FULL = {
+    "train": 2400,
+    "valid": 160,
+    "test": 200,
+    "test_unseen": 200,
+    "test_class": 8,
+    "test_class_unseen": 20,
+}
+
+
+def _local(name):
+    if str(LOCAL) not in sys.path:  # stays there: worker processes look for it, too
+        sys.path.insert(0, str(LOCAL))
+    return importlib.import_module(name)
+
+
+mini = _local("mini_corpus")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mini")
+    made = mini.make_corpus(folder / "data", folder / "audio", 3, SIZES, jobs=2)
+    return folder, made
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return mini.plan_corpus(1, FULL)
+
+
+def _sources(scene):
+    return {event.source for event in scene.events}
+
+
+# --------------------------------------------------------------------------- scenes
+
+
+def test_full_corpus_is_as_large_as_the_recipe_says(splits):
+    assert len(splits["train"]) >= 2000
+    assert len(mini.SEEN_CLASSES) == 24 and len(mini.UNSEEN_CLASSES) == 8
+    for scene in itertools.chain(*splits.values()):
+        assert 2.0 <= scene.duration_s <= 4.0
+
+
+def test_every_event_lies_inside_its_clip(splits):
+    for scene in itertools.chain(*splits.values()):
+        for event in scene.events:
+            assert len(event.spans) == event.count
+            assert event.spans[0][0] > 0
+            assert event.spans[-1][1] < scene.duration_s
+            for (_, end), (start, _) in itertools.pairwise(event.spans):
+                assert start - end > 0.3  # heard as separate sounds
+
+
+def test_relation_is_what_the_times_say(splits):
+    for scene in itertools.chain(*splits.values()):
+        if scene.relation == "single":
+            assert len(scene.events) == 1
+            continue
+        first, second = scene.events
+        shared = min(first.spans[-1][1], second.spans[-1][1]) - max(
+            first.spans[0][0], second.spans[0][0]
+        )
+        if scene.relation == "sequence":
+            assert shared < -0.1
+        else:
+            assert shared > 0.7 * min(
+                e.spans[0][1] - e.spans[0][0] for e in (first, second)
+            )
+
+
+def test_unseen_classes_and_combinations_are_in_no_training_clip(splits):
+    heard = collections.Counter()
+    for scene in splits["train"] + splits["valid"]:
+        for event in scene.events:
+            assert (event.manner, event.source) in mini.SEEN_CLASSES
+            heard[event.manner] += 1
+            heard[event.source] += 1
+        keys = [(e.source, e.manner, e.pitch) for e in scene.events]
+        assert not mini.is_held_out(scene.relation, keys)
+    assert min(heard[name] for name in (*mini.SOURCES, *mini.MANNERS)) > 100
+    for scene in splits["test_unseen"]:
+        keys = [(e.source, e.manner, e.pitch) for e in scene.events]
+        assert mini.is_held_out(scene.relation, keys)
+        assert {(e.manner, e.source) for e in scene.events} <= set(mini.SEEN_CLASSES)
+    unseen = {
+        (e.manner, e.source) for s in splits["test_class_unseen"] for e in s.events
+    }
+    assert unseen == set(mini.UNSEEN_CLASSES)
+
+
+def test_source_or_manner_alone_do_not_tell_unseen_classes_apart():
+    for position in (0, 1):
+        counts = collections.Counter(pair[position] for pair in mini.UNSEEN_CLASSES)
+        assert set(counts.values()) == {2}
+
+
+def test_test_clips_differ_in_words(splits):
+    for name in ("test", "test_unseen"):
+        descriptions = [scene.description for scene in splits[name]]
+        assert len(set(descriptions)) == len(descriptions)
+
+
+# ------------------------------------------------------------------------- language
+
+WORD_VALUES = {
+    **{word: ("manner", m) for m, words in mini.MANNER_WORDS.items() for word in words},
+    "rises": ("manner", "rising"),
+    "falls": ("manner", "falling"),
+    "pulses": ("manner", "pulsing"),
+    "warbles": ("manner", "warbling"),
+    "loud": ("level", "loud"),
+    "quiet": ("level", "quiet"),
+    "soft": ("level", "quiet"),
+    "faint": ("level", "quiet"),
+    "low": ("pitch", "low"),
+    "low-pitched": ("pitch", "low"),
+    "high": ("pitch", "high"),
+    "high-pitched": ("pitch", "high"),
+    "slowly": ("speed", "slow"),
+    "quickly": ("speed", "fast"),
+    "rapidly": ("speed", "fast"),
+    "a": ("count", 1),
+    "an": ("count", 1),
+    "two": ("count", 2),
+    "three": ("count", 3),
+    "four": ("count", 4),
+}
+BACKGROUND_WORDS = {
+    "wind": "wind",
+    "windy": "wind",
+    "rain": "rain",
+    "rainy": "rain",
+    "static": "static",
+}
+TIMES = {"once": 1, "twice": 2, "three times": 3, "four times": 4}
+BACKGROUND_PATTERN = re.compile(
+    r"(with (?P<a>wind|rain|static) in the background|in the (?P<b>wind|rain)"
+    r"|on a (?P<c>windy|rainy) day|with background (?P<d>static)|through (?P<e>static)"
+    r"|with(out| no) (?P<no>background noise)),? ?"
+)
+
+
+def _parse(text):
+    """Statements of a caption: (relation or None, events as dicts, background)."""
+    text = text.lower()
+    background = None
+    match = BACKGROUND_PATTERN.search(text)
+    if match:
+        words = [value for value in match.groupdict().values() if value]
+        background = "" if match["no"] else BACKGROUND_WORDS[words[0]]
+        text = (text[: match.start()] + text[match.end() :]).strip(" ,")
+    relation, parts = "single", [text]
+    for pattern, kind, swap in (
+        (r"^(?:first )?(.+), then (.+)$", "sequence", False),
+        (r"^(.+) followed by (.+)$", "sequence", False),
+        (r"^(.+) before (.+)$", "sequence", False),
+        (r"^(.+) after (.+)$", "sequence", True),
+        (r"^(.+) and (.+) at the same time$", "overlap", False),
+        (
+            r"^(.+) (?:together with|mixed with|overlapping with) (.+)$",
+            "overlap",
+            False,
+        ),
+        (r"^(.+) (?:while|as) (.+)$", "overlap", False),
+    ):
+        found = re.match(pattern, text)
+        if found:
+            relation, parts = kind, list(found.groups())
+            parts = parts[::-1] if swap else parts
+            break
+    events = []
+    singular = {plural: source for source, plural in mini.PLURAL.items()}
+    for part in parts:
+        event = {}
+        for times, number in TIMES.items():
+            if part.endswith(" " + times):
+                event["count"] = number
+                part = part[: -len(times)].strip()
+        part = re.sub(r"^(the sound of|there (is|are)) ", "", part)
+        part = re.sub(r" (is|are) heard$", "", part)
+        for word in part.split():
+            if word in mini.SOURCES or word in singular:
+                assert "source" not in event, f"two sources in {part!r}"
+                event["source"] = singular.get(word, word)
+                if word in singular:
+                    assert event["count"] > 1, f"plural of one: {part!r}"
+            else:
+                key, value = WORD_VALUES[word]
+                assert key == "count" or key not in event, f"{key} told twice: {part!r}"
+                event.setdefault(key, value)
+        events.append(event)
+    return relation, events, background
+
+
+def test_every_statement_of_every_caption_is_true(splits):
+    number = 0
+    for scene in itertools.chain(*splits.values()):
+        for text in mini.captions(scene, 1):
+            relation, events, background = _parse(text)
+            assert relation == scene.relation, text
+            if background is not None:
+                assert background == scene.background, text
+            expected = list(scene.events)
+            if relation == "overlap":  # either may be named first
+                expected.sort(key=lambda event: event.source)
+                events.sort(key=lambda event: event["source"])
+            for told, event in zip(events, expected, strict=True):
+                for key, value in told.items():
+                    assert value == getattr(event, key), (text, key)
+                assert {"source", "manner"} <= set(told), text
+            number += 1
+    assert number > 10_000
+
+
+def test_first_caption_tells_everything(splits):
+    for scene in splits["test"]:
+        _, events, background = _parse(mini.captions(scene, 1)[0])
+        assert (background or "") == scene.background
+        for told, event in zip(
+            sorted(events, key=lambda told: told["source"]),
+            sorted(scene.events, key=lambda event: event.source),
+            strict=True,
+        ):
+            for key in ("pitch", "level", "speed"):
+                assert told.get(key, "") == getattr(event, key)
+
+
+def test_captions_of_a_clip_are_five_and_different(splits):
+    for scene in splits["train"][:600]:
+        texts = {text.lower() for text in mini.captions(scene, 1)}
+        assert len(texts) == 5
+
+
+def test_captions_are_well_formed(splits):
+    for scene in splits["train"][:600]:
+        for text in mini.captions(scene, 1):
+            assert text[0].isupper() and not text.endswith((".", " "))
+            assert "  " not in text and " ," not in text
+            assert not re.search(r"\b(a [aeiou]|an [^aeiou])", text.lower())
+            assert len(text.split()) <= 26
+            for word in (" background ", " background", "heard"):
+                assert text.count(word) <= 1
+
+
+def _answer(question, scene):
+    """Answer from the times and attributes of a scene."""
+    events = {event.source: event for event in scene.events}
+    named = [word for word in re.findall(r"[a-z]+", question.lower())]
+    plural = {value: key for key, value in mini.PLURAL.items()}
+    sources = [plural.get(w, w) for w in named if w in mini.SOURCES or w in plural]
+    if question.startswith(("Is there", "Can", "Do you hear")):
+        manner = next((m for m in mini.MANNERS if m in named), None)
+        event = events.get(sources[0])
+        return "yes" if event and manner in (None, event.manner) else "no"
+    start = {source: event.spans[0][0] for source, event in events.items()}
+    if "first" in named:
+        return min(start, key=start.get)
+    if "last" in named:
+        return max(start, key=start.get)
+    if "background" in named:
+        return scene.background or "nothing"
+    if "sounds" in named:
+        a, b = scene.events
+        together = a.spans[0][0] < b.spans[-1][1] and b.spans[0][0] < a.spans[-1][1]
+        return "yes" if together else "no"
+    event = events[sources[0]]
+    if "many" in named or "often" in named:
+        return {1: "one", 2: "two", 3: "three", 4: "four"}[len(event.spans)]
+    if "rising" in named or "rise" in named:
+        return event.manner
+    if "loud" in named:
+        return event.level
+    if "fast" in named:
+        return event.speed
+    return event.pitch
+
+
+def test_every_answer_is_true_and_listed(splits):
+    rng = random.Random(0)
+    asked = 0
+    for scene in splits["train"]:
+        for _, question, answer in mini.questions(rng, scene):
+            assert _answer(question, scene) == answer, (question, scene)
+            assert answer in mini.ANSWERS
+            asked += 1
+    assert asked > 10_000
+    assert len(set(mini.ANSWERS)) == len(mini.ANSWERS)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_answers_are_balanced_within_each_kind(splits, split):
+    counts = collections.defaultdict(collections.Counter)
+    for _, kind, _, answer in mini.balanced_questions(splits[split], 1, 4):
+        counts[kind][answer] += 1
+    for kind in ("presence", "contour", "pitch", "level", "speed", "overlap"):
+        most, least = sorted(counts[kind].values(), reverse=True)
+        assert least > 0.8 * most, (kind, counts[kind])
+    assert max(counts["count"].values()) < 0.4 * sum(counts["count"].values())
+    assert max(counts["background"].values()) < 0.4 * sum(counts["background"].values())
+
+
+def test_no_clip_is_asked_the_same_twice(splits):
+    chosen = mini.balanced_questions(splits["test"], 1, 4, fixed=True)
+    asked = [(scene.clip, question) for scene, _, question, _ in chosen]
+    assert len(set(asked)) == len(asked) == 4 * FULL["test"]
+
+
+# ---------------------------------------------------------------------------- audio
+
+
+def _clean(count=1, **changes):
+    """A scene with one loud event and neither background nor chance in its times."""
+    fields = {
+        "source": "whistle",
+        "manner": "rising",
+        "pitch": "",
+        "level": "loud",
+        "speed": "",
+    } | changes
+    length = 0.45 if count > 1 else 0.8
+    spans = tuple((0.2 + n * 0.9, 0.2 + n * 0.9 + length) for n in range(count))
+    event = mini.Event(**fields, count=count, spans=spans)
+    return mini.Scene(
+        f"clip{changes}{count}", "single", (event,), "", spans[-1][1] + 0.4
+    )
+
+
+def _wave(scene):
+    return mini.render(scene, 1).astype(np.float64) / 32768
+
+
+def _level_db(scene):
+    wave = _wave(scene)
+    start, end = scene.events[0].spans[0]
+    return 10 * np.log10(np.mean(wave[int(start * 16000) : int(end * 16000)] ** 2))
+
+
+def _log_spectrum(wave, start, end):
+    """Amplitude on a logarithmic frequency axis, 24 bins an octave from 60 Hz."""
+    part = wave[start:end] * np.hanning(end - start)
+    amplitude = np.abs(np.fft.rfft(part, 1 << 15)) ** 0.5
+    axis = 60 * 2 ** (np.arange(24 * 7) / 24)
+    found = np.interp(axis, np.fft.rfftfreq(1 << 15, 1 / 16000), amplitude)
+    return np.convolve(found, np.hanning(7), mode="same")
+
+
+def _octaves_up(before, after):
+    """By how many octaves a log spectrum must be moved up to look like another."""
+    best = {}
+    for shift in range(-60, 61):
+        a = before[max(0, -shift) : len(before) - max(0, shift)]
+        b = after[max(0, shift) : len(after) - max(0, -shift)]
+        best[shift] = np.corrcoef(a, b)[0, 1]
+    return max(best, key=best.get) / 24
+
+
+def _slide(scene):
+    """Octaves from the first to the last quarter of an event."""
+    wave = _wave(scene)
+    start, end = (int(t * 16000) for t in scene.events[0].spans[0])
+    quarter = (end - start) // 4
+    return _octaves_up(
+        _log_spectrum(wave, start, start + quarter),
+        _log_spectrum(wave, end - quarter, end),
+    )
+
+
+def _whole(scene):
+    start, end = (int(t * 16000) for t in scene.events[0].spans[0])
+    return _log_spectrum(_wave(scene), start, end)
+
+
+@pytest.mark.parametrize("source", list(mini.SOURCES))
+def test_rising_rises_and_falling_falls(source):
+    assert _slide(_clean(source=source, manner="rising")) > 0.4
+    assert _slide(_clean(source=source, manner="falling")) < -0.4
+
+
+@pytest.mark.parametrize("source", list(mini.SOURCES))
+def test_high_is_higher_than_low_and_loud_is_louder(source):
+    low, high = (_whole(_clean(source=source, pitch=p)) for p in ("low", "high"))
+    assert _octaves_up(low, high) > 0.7
+    loud, middle, quiet = (
+        _level_db(_clean(source=source, level=level)) for level in ("loud", "", "quiet")
+    )
+    assert loud > middle + 4 > quiet + 8
+
+
+def _bursts(wave, gap_s, threshold_db=-22.0):
+    """Number of stretches above a threshold below the peak, at least gap_s apart."""
+    frame = 160
+    energy = (wave[: len(wave) // frame * frame].reshape(-1, frame) ** 2).mean(1)
+    active = np.flatnonzero(energy > energy.max() * 10 ** (threshold_db / 10))
+    return 1 + int((np.diff(active) > gap_s * 100).sum())
+
+
+@pytest.mark.parametrize("source", sorted(set(mini.SOURCES) - {"chime"}))
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_count_is_heard(source, count):
+    assert _bursts(_wave(_clean(source=source, count=count)), gap_s=0.12) == count
+
+
+@pytest.mark.parametrize("source", ["whistle", "buzz", "honk", "hum"])
+def test_fast_pulses_are_more_than_slow_ones(source):
+    slow, fast = (
+        _bursts(
+            _wave(_clean(source=source, manner="pulsing", speed=speed)),
+            gap_s=0.02,
+            threshold_db=-12.0,
+        )
+        for speed in ("slow", "fast")
+    )
+    assert 2 <= slow <= 4 and 6 <= fast <= 10
+
+
+def test_background_is_below_quiet_sounds_and_above_silence():
+    scene = _clean(level="quiet")
+    silent = _wave(scene)[: int(0.15 * 16000)]
+    for kind in mini.BACKGROUNDS:
+        noisy = _wave(
+            mini.Scene("clip", "single", scene.events, kind, scene.duration_s)
+        )[: int(0.15 * 16000)]
+        assert 10 * np.log10(np.mean(noisy**2) / np.mean(silent**2)) > 12
+        assert 10 * np.log10(np.mean(noisy**2)) < -35
+
+
+def test_clips_of_one_class_differ():
+    scene = _clean()
+    other = mini.Scene("other", "single", scene.events, "", scene.duration_s)
+    assert not np.array_equal(_wave(scene), _wave(other))
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def test_corpus_does_not_depend_on_jobs_and_follows_the_seed(corpus, tmp_path):
+    folder, made = corpus
+    again = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 3, SIZES, jobs=1)
+    assert again["audio_digest"] == made["audio_digest"]
+    assert mini.text_digest(tmp_path / "data") == mini.text_digest(folder / "data")
+    other = mini.make_corpus(tmp_path / "d", tmp_path / "a", 4, SIZES, jobs=1)
+    assert other["audio_digest"] != made["audio_digest"]
+    assert mini.text_digest(tmp_path / "d") != mini.text_digest(folder / "data")
+
+
+def test_text_of_seed_3_is_the_text_it_always_was(corpus):
+    """Raise mini_corpus.VERSION together with this digest."""
+    digest = mini.text_digest(corpus[0] / "data")
+    assert (mini.VERSION, digest) == (1, "44940f373ade0b6b375947ff5e4391fd")
+
+
+def test_second_run_makes_no_audio_and_heals_a_lost_file(corpus):
+    folder, made = corpus
+    files = sorted((folder / "audio").glob("*/*.flac"))
+    assert len(files) == made["clips"] == 24 + 6 + 12 + 8 + 24 + 8
+    times = [path.stat().st_mtime_ns for path in files]
+    content = files[5].read_bytes()
+    mini.make_corpus(folder / "data", folder / "audio", 3, SIZES)
+    assert [path.stat().st_mtime_ns for path in files] == times
+    files[5].unlink()
+    mini.make_corpus(folder / "data", folder / "audio", 3, SIZES)
+    assert files[5].read_bytes() == content
+    assert not list(folder.rglob(".*"))  # no half-written file is left
+
+
+def test_other_settings_make_the_audio_anew(tmp_path):
+    sizes = dict.fromkeys(SIZES, 1)
+    first = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 1, sizes, jobs=1)
+    second = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 2, sizes, jobs=1)
+    fresh = mini.make_corpus(tmp_path / "data2", tmp_path / "audio2", 2, sizes, jobs=1)
+    assert second["audio_digest"] == fresh["audio_digest"] != first["audio_digest"]
+    for path in (tmp_path / "audio").glob("*/*.flac"):
+        twin = tmp_path / "audio2" / path.relative_to(tmp_path / "audio")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_audio_is_16_bit_16_khz_mono_of_the_planned_length(corpus):
+    folder, _ = corpus
+    scenes = (folder / "audio" / "scenes.jsonl").read_text().splitlines()
+    for scene in map(mini.scene_from_json, scenes[::7]):
+        name = scene.clip.rsplit("_", 1)[0]
+        info = soundfile.info(folder / "audio" / name / f"{scene.clip}.flac")
+        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+        assert info.frames == round(scene.duration_s * 16000)
+
+
+def test_data_directories_are_complete_and_valid(corpus):
+    data_dir = pytest.importorskip("espnet2_slit.data_dir")
+    folder, _ = corpus
+    names = {path.name for path in (folder / "data").iterdir()}
+    assert names == {
+        "train_caption",
+        "valid_caption",
+        "train_instruction",
+        "valid_instruction",
+        "test_caption",
+        "test_caption_unseen",
+        "test_qa",
+        "test_class",
+        "test_class_unseen",
+    }
+    for name in sorted(names):
+        directory = folder / "data" / name
+        data_dir.validate(directory)
+        info = json.loads((directory / "set.json").read_text())
+        assert info["schema"] == 1 and info["name"] == name
+        assert info["zero_shot"] == name.endswith("_unseen")
+
+
+def test_scored_sets_hold_what_scoring_needs(corpus):
+    folder, _ = corpus
+
+    def table(name, file):
+        lines = (folder / "data" / name / file).read_text().splitlines()
+        return [line.split(" ", 1) for line in lines]
+
+    for name in ("test_caption", "test_caption_unseen"):
+        clips = [key for key, _ in table(name, "wav.scp")]
+        references = collections.Counter(key for key, _ in table(name, "references"))
+        assert set(references) == set(clips) and set(references.values()) == {5}
+    answers = (folder / "data" / "test_qa" / "answers").read_text().splitlines()
+    assert {text for _, text in table("test_qa", "text")} <= set(answers)
+    for name, number in (("test_class", 24), ("test_class_unseen", 8)):
+        labels = (folder / "data" / name / "labels").read_text().splitlines()
+        assert len(set(labels)) == number
+        assert {text for _, text in table(name, "text")} == set(labels)
+    tasks = collections.Counter(
+        task for _, task in table("train_instruction", "utt2task")
+    )
+    assert set(tasks) == {"caption", "question_answering", "classification"}
+    assert tasks["question_answering"] == 4 * SIZES["train"]
+
+
+# --------------------------------------------------------------------- frozen parts
+
+
+def test_encoder_reads_its_filterbank_as_espnet_does():
+    encoder_module = _local("mini_encoder")
+    encoder = encoder_module.build_encoder(encoder_module.CONFIG, 1).eval()
+    wave = torch.from_numpy(_wave(_clean())).float()
+    frames = encoder_module.fbank(wave)
+    steps = len(frames) // encoder_module.FRAMES_PER_PATCH
+    with torch.no_grad():
+        ours = encoder_module.encode(encoder, frames[None, : steps * 16])
+        theirs, lengths, _ = encoder(wave[None], torch.tensor([len(wave)]))
+    assert ours.shape == (1, 8 * steps, encoder_module.CONFIG["encoder_embed_dim"])
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_encoder_learns_tags_and_saves_a_beats_checkpoint(corpus, tmp_path):
+    encoder_module = _local("mini_encoder")
+    folder, _ = corpus
+    items = encoder_module.load_split(folder / "audio", "mini_train")
+    assert len(items) == SIZES["train"]
+    losses = []
+    for epochs in (0, 12):
+        encoder = encoder_module.build_encoder(encoder_module.CONFIG, 1)
+        tagger = encoder_module.train(
+            encoder, items, max(epochs, 1), 12, 2e-3 * bool(epochs) + 1e-9, 1
+        )
+        tokens = [encoder_module.encode(encoder, frames[None]) for frames, _ in items]
+        loss = [
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                tagger(token.unflatten(1, (-1, 8)).mean(2))[0], tags
+            ).item()
+            for token, (_, tags) in zip(tokens, items, strict=True)
+        ]
+        losses.append(np.mean(loss))
+    assert losses[1] < 0.8 * losses[0]
+    path = tmp_path / "encoder.pt"
+    encoder_module.save_checkpoint(path, encoder, encoder_module.CONFIG, {"epochs": 12})
+    loaded = torch.load(path, weights_only=True)
+    assert set(loaded["model"]) == set(encoder.state_dict())
+    assert loaded["cfg"] == encoder_module.CONFIG
+
+
+def test_tags_name_what_sounds_when():
+    encoder_module = _local("mini_encoder")
+    names = encoder_module.tag_names()
+    assert len(set(names)) == len(names)
+    index = {name: column for column, name in enumerate(names)}
+    scene = _clean(count=2, source="buzz", manner="falling", pitch="low")
+    tags = encoder_module.scene_tags(scene, 12, index)  # sounds at 0.2-1.0, 1.1-1.9 s
+    active = tags[:, index["source buzz"]]
+    assert active[0] == 0 and active[3] == 1
+    for name in ("manner falling", "class falling buzz", "buzz low", "buzz loud"):
+        assert np.array_equal(tags[:, index[name]], active)
+    assert tags.sum() == 5 * active.sum()
+    assert not any(f"class {m} {s}" in index for m, s in mini.UNSEEN_CLASSES)
+
+
+def test_average_precision_is_sklearns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    encoder_module = _local("mini_encoder")
+    rng = np.random.default_rng(0)
+    scores, targets = rng.standard_normal(200), rng.integers(0, 2, 200)
+    expected = metrics.average_precision_score(targets, scores)
+    assert encoder_module.average_precision(scores, targets) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    module = _local("mini_language_model")
+    folder = tmp_path_factory.mktemp("language_model")
+    torch.set_num_threads(1)
+    about = module.make(folder, 1, 640, 32, 3e-3, 400, ["crackling fire"])
+    return module, folder, about
+
+
+def test_language_model_reloads_with_auto_classes(language_model):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    _, folder, about = language_model
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "language_model")
+    assert len(tokenizer) == model.config.vocab_size > 100
+    ids = tokenizer("Is there a RISING hiss?").input_ids
+    assert ids == tokenizer("is there a rising hiss?").input_ids  # case is folded
+    assert tokenizer.unk_token_id not in ids and ids[-1] == model.config.eos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "is there a rising hiss?"
+    assert tokenizer.unk_token_id not in tokenizer("zebra (42%)").input_ids
+    out = model.generate(torch.tensor([ids]), max_new_tokens=4)
+    assert out.shape[0] == 1
+
+
+def test_language_model_knows_the_words_of_unseen_classes(language_model):
+    from transformers import AutoTokenizer
+
+    module, folder, _ = language_model
+    words = AutoTokenizer.from_pretrained(folder / "qformer_tokenizer")
+    for manner, source in mini.UNSEEN_CLASSES:
+        tokens = words.tokenize(f"A {manner} {source}")
+        assert tokens == ["a", manner, source]
+    told = " ".join(pair[0] for pair in module.training_text(1, 640))
+    assert any(f"{manner} {source}" in told for manner, source in mini.UNSEEN_CLASSES)
+
+
+def test_qformer_tokenizer_is_berts_with_dec(language_model):
+    from transformers import AutoTokenizer
+
+    _, folder, _ = language_model
+    tokenizer = AutoTokenizer.from_pretrained(folder / "qformer_tokenizer")
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 5]) == [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[DEC]",
+    ]
+    ids = tokenizer("A loud whistle, then crackling fire").input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
+    assert tokenizer("zebra").input_ids[1:-1] == tokenizer.convert_tokens_to_ids(
+        ["z", "##e", "##b", "##r", "##a"]
+    )
+
+
+def test_language_model_is_the_same_again_and_is_kept(language_model, tmp_path):
+    module, folder, about = language_model
+    path = folder / "language_model" / "model.safetensors"
+    before = path.stat().st_mtime_ns
+    assert module.make(folder, 1, 640, 32, 3e-3, 400, ["crackling fire"]) == about
+    assert path.stat().st_mtime_ns == before
+    module.make(tmp_path, 1, 640, 32, 3e-3, 400, ["crackling fire"])
+    for name in (
+        "language_model/model.safetensors",
+        "qformer_tokenizer/tokenizer.json",
+    ):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_language_model_learns(language_model):
+    module, folder, about = language_model
+    longer = module.training_text(1, 2560)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
+    model = module.build_model(tokenizer, 1)
+    encoded = module.encode_pairs(longer, tokenizer, 1)
+    untrained = module.evaluate(model, encoded[:200])["caption"]["loss"]
+    module.train(model, encoded, 32, 3e-3, 1)
+    trained = module.evaluate(model, encoded[:200])["caption"]["loss"]
+    assert trained < 0.5 * untrained

@@ -1,0 +1,481 @@
+"""The recipe's shell without a model: runner, options, markers, locks, new recipes."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs2" / "slit" / "slit1"
+UTILS = RECIPE / "utils"
+SCRIPTS = sorted(
+    path
+    for pattern in ("*.sh", "utils/*.sh", "local/*.sh")
+    for path in RECIPE.glob(pattern)
+) + sorted((ROOT / "tools").glob("*.sh"))
+
+
+def shell(*command, cwd=None, **environment):
+    """Run a command; returns (exit code, stdout, stderr)."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_pl(folder, *words, **environment):
+    return shell(UTILS / "run.pl", *words, cwd=folder, **environment)
+
+
+# ------------------------------------------------------------------------------ run.pl
+
+
+def test_run_pl_writes_header_output_and_footer(tmp_path):
+    code, out, err = run_pl(tmp_path, "logs/x.log", "bash", "-c", "echo one; echo two >&2")
+    assert (code, out, err) == (0, "", "")
+    lines = (tmp_path / "logs/x.log").read_text().splitlines()
+    assert lines[0] == "# bash -c 'echo one; echo two >&2'"
+    assert lines[1].startswith("# Started at ") and lines[2] == "#"
+    assert lines[3:5] == ["one", "two"]
+    assert re.fullmatch(r"# Accounting: time=\d+ threads=1", lines[5])
+    assert re.fullmatch(r"# Ended \(code 0\) at .*, elapsed time \d+ seconds", lines[6])
+
+
+def test_run_pl_replaces_the_job_name_in_command_and_log(tmp_path):
+    code, _, _ = run_pl(
+        tmp_path, "N=2:4", "log.N", "bash", "-c", "echo $1 > out.$1", "x", "N"
+    )
+    assert code == 0
+    assert sorted(p.name for p in tmp_path.glob("log.*")) == ["log.2", "log.3", "log.4"]
+    assert (tmp_path / "out.3").read_text() == "3\n"
+
+
+def test_run_pl_reports_a_failed_job_with_its_log(tmp_path):
+    code, _, err = run_pl(tmp_path, "x.log", "bash", "-c", "exit 7")
+    assert code == 1 and "run.pl: job failed, log is in x.log" in err
+    assert "# Ended (code 7)" in (tmp_path / "x.log").read_text()
+
+
+def test_run_pl_runs_all_jobs_and_counts_the_failed(tmp_path):
+    code, _, err = run_pl(
+        tmp_path, "JOB=1:5", "x.JOB.log", "bash", "-c", "touch d.$1; [ $1 != 3 ]", "x", "JOB"
+    )
+    assert code == 1 and "run.pl: 1 / 5 failed, log is in x.*.log" in err
+    assert len(list(tmp_path.glob("d.*"))) == 5
+
+
+def test_run_pl_names_the_signal_that_ended_a_job(tmp_path):
+    code, _, _ = run_pl(tmp_path, "x.log", "bash", "-c", "kill -9 $$")
+    assert code == 1 and "(code 137; signal 9)" in (tmp_path / "x.log").read_text()
+
+
+def test_run_pl_program_not_found(tmp_path):
+    code, _, _ = run_pl(tmp_path, "x.log", "no_such_program")
+    assert code == 1 and "no_such_program: No such file" in (tmp_path / "x.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mem", "4G", "--num_threads", "2"],
+        ["--name", "exp/a b.log", "--time", "1:00"],
+        ["-pe", "smp", "4"],
+        ["--config", "conf/queue.conf", "--gpu", "0"],
+        ["-V", "-sync", "y"],
+    ],
+)
+def test_run_pl_takes_the_options_of_other_backends(tmp_path, options):
+    assert run_pl(tmp_path, *options, "x.log", "true")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "expected a log file and a command"),
+        (["x.log"], "expected a log file and a command"),
+        (["JOB=1:3", "x.log", "true"], "the log file must contain JOB"),
+        (["JOB=0:3", "x.JOB.log", "true"], "expected JOB=FIRST:LAST"),
+        (["JOB=3:1", "x.JOB.log", "true"], "expected JOB=FIRST:LAST"),
+        (["--gpu", "one", "x.log", "true"], "--gpu needs a number"),
+        (["--pick", "some", "x.log", "true"], "--pick is all, failed or incomplete"),
+    ],
+)
+def test_run_pl_refuses_wrong_use(tmp_path, words, message):
+    code, _, err = run_pl(tmp_path, *words)
+    assert code == 2 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+words = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20),
+    max_size=4,
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(words)
+def test_run_pl_passes_words_on_as_they_are(tmp_path_factory, arguments):
+    folder = tmp_path_factory.mktemp("words")
+    tell = "import os, sys; open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    code, _, _ = run_pl(folder, "x.log", sys.executable, "-c", tell, *arguments)
+    assert code == 0
+    assert (folder / "got").read_bytes() == b"\0".join(map(os.fsencode, arguments))
+    assert sorted(p.name for p in folder.iterdir()) == ["got", "x.log"]
+
+
+def test_run_pl_limits_how_many_run_at_once(tmp_path):
+    job = "touch r.$1; sleep 0.3; ls r.* | wc -l > n.$1; rm r.$1"
+    run_pl(tmp_path, "--max-jobs-run", "2", "J=1:5", "x.J", "bash", "-c", job, "x", "J")
+    assert max(int(p.read_text()) for p in tmp_path.glob("n.*")) <= 2
+
+
+def test_run_pl_gives_each_job_of_an_array_its_own_gpu(tmp_path):
+    job = "echo $CUDA_VISIBLE_DEVICES > g.$1; sleep 0.3"
+    more = {"CUDA_VISIBLE_DEVICES": "4,6"}
+    run_pl(tmp_path, "--gpu", "1", "J=1:2", "x.J", "bash", "-c", job, "x", "J", **more)
+    assert sorted(p.read_text() for p in tmp_path.glob("g.*")) == ["4\n", "6\n"]
+
+
+def test_run_pl_picks_what_failed_or_never_ended(tmp_path):
+    job = ["bash", "-c", "echo x >> d.$1; [ $1 != 2 ]", "x", "J"]
+    run_pl(tmp_path, "J=1:3", "x.J", *job)
+    (tmp_path / "x.3").write_text("# Started\n")
+    run_pl(tmp_path, "--pick", "failed", "J=1:3", "x.J", *job)
+    counts = [(tmp_path / f"d.{n}").read_text().count("x") for n in (1, 2, 3)]
+    assert counts == [1, 2, 2]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_jobs_end_with_their_runner(tmp_path, signum):
+    job = "echo $$ > pid; exec sleep 60"
+    runner = subprocess.Popen([UTILS / "run.pl", "x.log", "bash", "-c", job], cwd=tmp_path)
+    pid_file = tmp_path / "pid"
+    while not pid_file.exists() or not pid_file.read_text():
+        time.sleep(0.02)
+    pid = int(pid_file.read_text())
+    runner.send_signal(signum)
+    runner.wait(10)
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or " Z " in state.read_text():
+            return
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the job outlived run.pl")
+
+
+def test_stdout_pl_shows_the_output_too(tmp_path):
+    code, out, _ = shell(UTILS / "stdout.pl", "x.log", "echo", "seen", cwd=tmp_path)
+    assert code == 0 and out == "seen\n" and "seen" in (tmp_path / "x.log").read_text()
+
+
+def test_espnets_launcher_works_with_run_pl(tmp_path):
+    command = [sys.executable, "-m", "espnet2.bin.launch", "--cmd", "run.pl --name 'a b'"]
+    command += ["--log", "exp/train.log", "--ngpu", "0", "--", "echo", "it's $HOME"]
+    path = f"{UTILS}:{os.environ['PATH']}"
+    code, _, err = shell(*command, cwd=tmp_path, PATH=path)
+    assert code == 0, err
+    log = (tmp_path / "exp/train.log").read_text()
+    assert "it's $HOME --ngpu 0 --multiprocessing_distributed True" in log
+
+
+# ------------------------------------------------------------------- options and help
+
+
+def options_script(folder, known=False):
+    """A script with options; it prints them as it got them."""
+    path = folder / "script.sh"
+    path.write_text(
+        "# Usage: script.sh [options]\n#\n# Does a thing.\n\nset -euo pipefail\n"
+        "# Options\n#   One group\nnumber=1     # a number\nname=        # a name\n"
+        "some_flag=false # yes or no\n# End of options\nhidden=1\n"
+        f". {UTILS}/parse_options.sh\n"
+        f'parse_{"known_" if known else ""}options "$@"\n'
+        'printf "%s\\n" "${number}" "${name}" "${some_flag}" "${rest[@]}"\n'
+    )
+    return path
+
+
+def parse(folder, *words, known=False):
+    return shell("bash", options_script(folder, known), *words, cwd=folder)
+
+
+def test_options_with_dash_underscore_or_equals_sign(tmp_path):
+    words = ["--some-flag", "true", "--number=3", "--name", "a b $x 'q' --y 1"]
+    code, out, _ = parse(tmp_path, *words)
+    assert code == 0 and out.splitlines()[:3] == ["3", "a b $x 'q' --y 1", "true"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--nmber", "3"], "unknown option --nmber"),
+        (["--hidden", "3"], "unknown option --hidden"),
+        (["--PATH", "/"], "unknown option --PATH"),
+        (["--number"], "option --number needs a value"),
+        (["--number", "--name", "x"], "needs a value, found the option --name"),
+        (["--some_flag", "yes"], "--some_flag is true or false, found 'yes'"),
+        (["what"], "unexpected argument 'what'"),
+        (["-n", "3"], "unexpected argument '-n'"),
+    ],
+)
+def test_wrong_options_end_with_code_2_and_are_named(tmp_path, words, message):
+    code, out, err = parse(tmp_path, *words)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_help_prints_every_option_with_its_default(tmp_path):
+    code, out, _ = parse(tmp_path, "--help")
+    assert code == 0
+    assert "Does a thing." in out and "One group" in out
+    assert "--number VALUE\n        a number [1]" in out
+    assert "--name VALUE\n        a name\n" in out
+    assert "hidden" not in out
+
+
+def test_what_a_wrapper_does_not_know_is_passed_on(tmp_path):
+    words = ["--ngpu", "2", "--name", "x", "--train_args", "--max_epoch 1", "--last"]
+    code, out, _ = parse(tmp_path, *words, known=True)
+    assert code == 0
+    rest = ["--ngpu", "2", "--train_args", "--max_epoch 1", "--last"]
+    assert out.splitlines() == ["1", "x", "false", *rest]
+
+
+@pytest.mark.parametrize("script", ["run.sh", "slit.sh", "run_esc50.sh", "run_ablation.sh"])
+def test_help_of_the_recipes_lists_the_options_of_slit_sh(script):
+    code, out, _ = shell(RECIPE / script, "--help", cwd=RECIPE)
+    assert code == 0
+    for name in ("stage", "stop_stage", "ngpu", "num_nodes", "inference_nj", "test_sets"):
+        assert f"--{name} VALUE" in out
+    block = (RECIPE / "slit.sh").read_text().split("# Options")[1].split("# End of")[0]
+    for name in re.findall(r"^([a-z_]+)=", block, re.MULTILINE):
+        assert f"--{name} VALUE" in out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--stge", "1"], "unknown option --stge"),
+        (["--stage", "0"], "stages are 1 to 8"),
+        (["--stage", "9"], "stages are 1 to 8"),
+        (["--stage", "5", "--stop-stage", "2"], "--stage 5 --stop_stage 2"),
+        (["--stage", "one"], "expected a number, found 'one'"),
+        (["--ngpu", "-1"], "expected a number, found '-1'"),
+        (["--skip_train", "1"], "--skip_train is true or false"),
+        (["--generator", "gpt"], "--generator is instruction or generative"),
+        (["--leakage", "no"], "--leakage is report, stop or ignore"),
+    ],
+)
+def test_a_wrong_call_of_run_sh_ends_with_code_2(words, message):
+    code, _, err = shell(RECIPE / "run.sh", *words)
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--manifest", "no.csv", "--stop-stage", "1"], "no such manifest"),
+        (["--local_data_dir", "no", "--stop-stage", "1"], "no no/train"),
+        (["--stage", "5", "--stop-stage", "5", "--tag", "none"], "run stage 4 first"),
+        (["--stage", "2", "--stop-stage", "2", "--config", "x"], "no config 'x' for repr"),
+        (["--stage", "5", "--inference_config", "conf/no.yaml"], "no conf/no.yaml"),
+        (["--stage", "8", "--skip_upload", "false"], "needs --hf_repo"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_remedy(new_recipe, words, message):
+    command = [new_recipe / "slit.sh", "--test_sets", "t", "--ngpu", "0", *words]
+    code, _, err = shell(*command, cwd=new_recipe)
+    assert code in (1, 2) and message in err, err
+
+
+def test_the_backend_must_be_a_known_one(new_recipe):
+    code, _, err = shell(new_recipe / "slit.sh", cwd=new_recipe, cmd_backend="pbs")
+    assert code == 1 and "cmd_backend=pbs: expected local, stdout, sge, slurm or ssh" in err
+
+
+# -------------------------------------------------------------------------- new recipes
+
+
+@pytest.fixture
+def new_recipe(tmp_path):
+    code, out, err = shell(RECIPE / "setup.sh", tmp_path / "egs2" / "mine" / "slit1")
+    assert code == 0, err
+    return tmp_path / "egs2" / "mine" / "slit1"
+
+
+def test_setup_makes_a_recipe_anywhere(new_recipe):
+    for name in ("slit.sh", "path.sh", "cmd.sh", "db.sh", "run.sh", "conf", "local/data.sh"):
+        assert (new_recipe / name).exists()
+    assert not (new_recipe / "conf").is_symlink()
+    where = "cd '%s' && . ./path.sh && . ./cmd.sh && command -v ${cuda_cmd}" % new_recipe
+    code, out, err = shell("bash", "-euc", where)
+    assert code == 0 and Path(out.strip()).resolve() == (UTILS / "run.pl").resolve()
+
+
+def test_setup_in_an_espnet_tree_uses_its_backends(tmp_path):
+    template = tmp_path / "egs2" / "TEMPLATE" / "asr1"
+    for name in ("utils", "scripts", "pyscripts", "steps"):
+        (template / name).mkdir(parents=True)
+    theirs = template / "utils" / "run.pl"
+    theirs.write_text("#!/bin/sh\n")
+    theirs.chmod(0o755)
+    recipe = tmp_path / "egs2" / "mine" / "slit1"
+    code, out, err = shell(RECIPE / "setup.sh", recipe)
+    assert code == 0 and "ESPnet tree" in out, err
+    assert os.readlink(recipe / "utils") == "../../TEMPLATE/asr1/utils"
+    code, out, err = shell(
+        "bash", "-euc", f"cd '{recipe}' && . ./path.sh && command -v run.pl stdout.pl"
+    )
+    assert code == 0, err
+    first, second = (Path(line).resolve() for line in out.split())
+    assert first == theirs.resolve()  # the tree's own
+    assert second == (UTILS / "run.pl").resolve()  # what it lacks is ours
+
+
+def test_setup_never_overwrites(new_recipe):
+    before = (new_recipe / "run.sh").read_text()
+    code, _, err = shell(RECIPE / "setup.sh", new_recipe)
+    assert code == 1 and "has a recipe already" in err
+    assert (new_recipe / "run.sh").read_text() == before
+    assert shell(RECIPE / "setup.sh")[0] == 2
+    assert shell(RECIPE / "setup.sh", "--dir", "x")[0] == 2
+
+
+def test_a_recipe_outside_asks_for_the_installed_package(tmp_path):
+    recipe = tmp_path / "egs2" / "slit" / "slit1"
+    shutil.copytree(RECIPE, recipe, ignore=shutil.ignore_patterns("data", "dump", "exp", "downloads"))
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    path = f"{python.parent}:{os.environ['PATH']}"
+    code, _, err = shell(recipe / "slit.sh", "--ngpu", "0", cwd=recipe, PATH=path)
+    assert code == 1 and "has no espnet2_slit" in err and "pip install -e" in err
+
+
+# ------------------------------------------------------------------- markers and locks
+
+
+def stages(folder, script):
+    return shell("bash", "-euo", "pipefail", "-c", f". {UTILS}/stages.sh\n{script}", cwd=folder)
+
+
+def test_state_changes_with_content_not_with_time(tmp_path):
+    (tmp_path / "f").write_text("one\n")
+    first = stages(tmp_path, "state f none")[1]
+    os.utime(tmp_path / "f", (1, 1))
+    assert stages(tmp_path, "state f none")[1] == first
+    (tmp_path / "f").write_text("two\n")
+    assert stages(tmp_path, "state f none")[1] != first
+
+
+def test_a_marker_counts_only_for_the_same_words(tmp_path):
+    script = "mark_done m 'a b'; is_done m 'a b' && ! is_done m 'a c' && ! is_done n ''"
+    assert stages(tmp_path, script)[0] == 0
+
+
+def test_a_second_run_in_one_folder_is_refused_even_after_a_kill(tmp_path):
+    job = f". {UTILS}/stages.sh; hold work; echo go > started; sleep 60; :"
+    first = subprocess.Popen(["bash", "-c", job], cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.02)
+    first.kill()  # its child, the job, lives on and holds the lock
+    first.wait()
+    code, _, err = stages(tmp_path, "hold work")
+    assert code == 1 and "another run works in work" in err
+    os.killpg(first.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    assert stages(tmp_path, "hold work")[0] == 0
+
+
+# ----------------------------------------------------------------------- following logs
+
+
+def follow(folder, log, *command):
+    return shell(sys.executable, UTILS / "follow_log.py", log, *command, cwd=folder)
+
+
+def test_follow_shows_epochs_and_counts(tmp_path):
+    lines = [
+        "[h] 2026 (trainer:1) INFO: 1epoch results: [train] iter_time=0.1, loss=2.5, "
+        "clip=100, time=3 seconds, total_count=9, [valid] loss=2.25, time=1 second, ",
+        "2026 (x:1) INFO: caption: 40 of 200 (11.2 a second)",
+        "2026 (x:1) INFO: something else",
+    ]
+    script = "\n".join(f"echo {shlex.quote(line)} >> x.log" for line in lines)
+    code, out, _ = follow(tmp_path, "x.log", "bash", "-c", script)
+    assert code == 0
+    assert out.splitlines()[0] == "    epoch 1: train loss 2.5, valid loss 2.25 (3 seconds)"
+    assert "something else" not in out
+
+
+def test_follow_shows_the_end_of_the_log_of_a_failed_command(tmp_path):
+    script = "echo ValueError: the reason > x.log; echo noise >&2; exit 3"
+    code, _, err = follow(tmp_path, "x.log", "bash", "-c", script)
+    assert code == 3 and "the end of x.log" in err and "ValueError: the reason" in err
+
+
+def test_follow_shows_what_was_said_where_there_is_no_log(tmp_path):
+    code, _, err = follow(tmp_path, "x.log", "bash", "-c", "echo no such queue >&2; exit 1")
+    assert code == 1 and "no such queue" in err
+
+
+# ------------------------------------------------------------------------- environment
+
+
+def test_a_complete_environment_is_used_as_it_is():
+    code, out, err = shell(ROOT / "tools" / "setup_env.sh")
+    assert code == 0, err
+    assert Path(out.strip()).resolve() == Path(sys.executable).resolve()
+
+
+def test_setup_env_names_an_unsuitable_python(tmp_path):
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\necho environment 3.9\n")
+    old.chmod(0o755)
+    code, _, err = shell(ROOT / "tools" / "setup_env.sh", PYTHON=str(old))
+    assert code == 1 and "is Python 3.9; expected 3.11, 3.12 or" in err
+    code, _, err = shell(ROOT / "tools" / "setup_env.sh", PYTHON="/no/python")
+    assert code == 1 and "PYTHON=/no/python does not run" in err
+
+
+def test_setup_env_leaves_a_foreign_folder_alone(tmp_path):
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "mine").write_text("x")
+    code, _, err = shell(ROOT / "tools" / "setup_env.sh", "--prefix", tmp_path / "env")
+    assert code == 1 and "is no virtual environment" in err
+    assert [p.name for p in (tmp_path / "env").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("words", [["--prefx", "x"], ["--prefix"]])
+def test_setup_env_wrong_options(words):
+    assert shell(ROOT / "tools" / "setup_env.sh", *words)[0] == 2
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    code, out, _ = shell("shellcheck", "-e", "SC1091,SC2154", *SCRIPTS)
+    assert code == 0, out
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_stop_at_errors(script):
+    assert shell("bash", "-n", script)[0] == 0
+    text = script.read_text()
+    sourced = "shellcheck shell=bash" in text
+    assert sourced or "set -euo pipefail" in text
+    assert not re.search(r"\beval\b|pip install (?!-)", text.replace("pip install -e", ""))

@@ -1,0 +1,89 @@
+"""Full-size configs: accepted by the task, complete, and of the sizes they claim."""
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "egs2/slit/slit1/conf/full").glob("*.yaml"))
+sys.path.insert(0, str(ROOT / "tools"))
+
+import dry_run  # noqa: E402
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_task_and_constructors_know_every_key(file):
+    from espnet2_slit.language_model import load_language_model
+    from espnet2_slit.preprocessor import SLITPreprocessor
+    from espnet2_slit.qformer import QFormer
+    from espnet2_slit.task import SLITTask, model_choices
+
+    parser = SLITTask.get_parser()
+    arguments = parser.parse_args(["--config", str(file), "--output_dir", "exp"])
+    assert isinstance(arguments, argparse.Namespace)
+    conf = yaml.safe_load(file.read_text())
+    owners = {
+        "qformer_conf": QFormer,
+        "preprocessor_conf": SLITPreprocessor,
+        "language_model_conf": load_language_model,
+        "model_conf": model_choices.get_class(conf["model"]),
+    }
+    for key, owner in owners.items():
+        unknown = set(conf.get(key, {})) - set(inspect.signature(owner).parameters)
+        assert not unknown, f"{key}: {unknown}"
+    assert file.stem.startswith(f"train_{conf['model']}_")
+    assert ("language_model" in conf) == (conf["model"] != "representation")
+    steps = conf["max_epoch"] * conf["num_iters_per_epoch"] // conf.get("accum_grad", 1)
+    assert conf["scheduler_conf"]["first_cycle_steps"] == steps
+
+
+def test_every_size_has_both_stages_with_one_q_former():
+    confs = {file.stem: yaml.safe_load(file.read_text()) for file in CONFIGS}
+    sizes = {"flan_t5_base", "flan_t5_large", "flan_t5_xl", "7b"}
+    stages = ("generative", "instruction")
+    expected = {f"train_{stage}_{size}" for stage in stages for size in sizes}
+    assert set(confs) == expected | {"train_representation_base"}
+    assert len({str(conf["qformer_conf"]) for conf in confs.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("google/flan-t5-base", 247.6),
+        ("google/flan-t5-large", 783.2),
+        ("google/flan-t5-xl", 2849.8),
+        ("Qwen/Qwen2.5-7B-Instruct", 7615.6),
+        ("lmsys/vicuna-7b-v1.5", 6738.4),
+        ("facebook/opt-6.7b", 6658.5),
+    ],
+)
+def test_architectures_have_the_published_number_of_parameters(name, millions):
+    plan = dry_run.Plan("generative", {"language_model_conf": {}}, name)
+    with torch.device("meta"):
+        lm = plan.lm()
+    assert dry_run.parameters(lm.frozen.module) / 1e6 == pytest.approx(
+        millions, abs=0.1
+    )
+    assert {p.device.type for p in lm.frozen.module.parameters()} == {"meta"}
+
+
+def test_kept_bytes_counts_activations_once_and_no_weights():
+    layer = torch.nn.Linear(8, 8)
+    plan = dry_run.Plan("generative", {}, "")
+    x = torch.randn(3, 8, requires_grad=True)
+
+    def square():
+        y = layer(x)
+        return y * y  # y is kept twice, x once
+
+    assert dry_run.kept_bytes(plan, square, [layer]) == 2 * x.numel() * 4
+
+
+def test_missing_config_lists_those_there_are():
+    with pytest.raises(SystemExit, match="train_representation_base.yaml"):
+        dry_run._find("train_nothing.yaml")

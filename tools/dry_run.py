@@ -1,0 +1,447 @@
+#!/usr/bin/env python3
+"""What a full-size config costs: parameters, memory, and the time of one CPU step.
+
+    python tools/dry_run.py                        all of conf/full
+    python tools/dry_run.py train_generative_flan_t5_xl.yaml --batch 2
+
+Nothing is downloaded: sizes are in architectures.json, nothing is trained. Language
+models and Q-Formers are counted on the meta device. Activations are measured: the bytes
+that autograd keeps for the backward pass of a small batch in the config's number format,
+of the Q-Former at full size, of the language model at one and two layers, since the others
+are alike. A step (forward, backward, AdamW) is timed where all fits in --limit_gib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parent / "egs2" / "slit" / "slit1" / "conf" / "full"
+ARCHITECTURES = json.loads((HERE / "architectures.json").read_text())
+GIB, MIB = 1 << 30, 1 << 20
+BERT_VOCABULARY = 30523  # bert-base-uncased and [DEC]
+CAPTION = 24  # tokens: the mean of AudioCaps and Clotho captions, rounded up
+INSTRUCTION = 16  # tokens of an instruction, with its marks
+DECODING_BATCH, BEAMS, NEW_TOKENS = 16, 5, 40
+STAGES = ("representation", "generative", "instruction")
+
+
+def main() -> None:
+    """Print a report for every config."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", help="files, or names in conf/full")
+    parser.add_argument("--batch", type=int, default=2, help="clips of the timed step")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each clip")
+    parser.add_argument(
+        "--limit_gib", type=float, default=20.0, help="memory a timed step may take"
+    )
+    parser.add_argument("--no_step", action="store_true", help="count, do not time")
+    parser.add_argument(
+        "--language_model", default="", help="another one of architectures.json"
+    )
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    files = [_find(name) for name in options.configs] or sorted(CONFIGS.glob("*.yaml"))
+    for file in files:
+        report(file, options)
+
+
+def _find(name: str) -> Path:
+    for file in (Path(name), CONFIGS / name):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+    sys.exit(f"expected a config file, found none at {name}; in conf/full: {known}")
+
+
+# ------------------------------------------------------------------------ building
+
+
+@dataclass
+class Plan:
+    """One config, and what of it the dry run needs.
+
+    Args:
+        stage: representation, generative or instruction.
+        conf: the YAML's content.
+        language_model: name in architectures.json, "" for none.
+    """
+
+    stage: str
+    conf: dict
+    language_model: str
+
+    @property
+    def amp(self) -> bool:
+        """True if training runs under bfloat16 autocast."""
+        return bool(self.conf.get("use_amp"))
+
+    def encoder(self, folder: str = "") -> torch.nn.Module:
+        """The audio encoder with random weights; through a checkpoint in `folder`."""
+        from espnet2_slit.compat import BeatsEncoder
+
+        if self.conf.get("audio_encoder") != "beats":
+            sys.exit(f"audio_encoder: expected beats, found {self.conf}")
+        cfg = ARCHITECTURES["beats"]
+        module = BeatsEncoder(input_size=1, beats_config=cfg)
+        if not folder:
+            return module
+        from espnet2_slit.audio_encoder import build_audio_encoder
+
+        path = Path(folder) / "beats.pt"
+        torch.save({"cfg": cfg, "model": module.state_dict()}, path)
+        conf = self.conf.get("audio_encoder_conf") or {}
+        return build_audio_encoder("beats", path=path, **conf)
+
+    def lm(self, layers: int | None = None):
+        """The frozen language model, untrained, with a stand-in tokenizer."""
+        import transformers
+
+        from espnet2_slit.language_model import LanguageModel
+        from espnet2_slit.prompt_encoder import PromptEncoder
+
+        facts = dict(ARCHITECTURES[self.language_model])
+        if layers is not None:
+            for name in ("num_layers", "num_decoder_layers", "num_hidden_layers"):
+                if name in facts:
+                    facts[name] = layers
+        config = transformers.AutoConfig.for_model(**facts)
+        # T5's class says tied whatever it is told; FLAN-T5's files are not.
+        config.tie_word_embeddings = facts.get("tie_word_embeddings", True)
+        if config.is_encoder_decoder:
+            automatic = transformers.AutoModelForSeq2SeqLM
+        else:
+            automatic = transformers.AutoModelForCausalLM
+        conf = self.conf.get("language_model_conf") or {}
+        dtype = getattr(torch, conf.get("dtype", "float32"))
+        # Neither bytes nor times depend on the weights' values, and drawing billions of
+        # them takes minutes.
+        device = torch.get_default_device()
+        with torch.device("meta"):
+            model = automatic.from_config(config, dtype=dtype)
+        if device.type != "meta":
+            model.to_empty(device=device)
+            for tensor in _tensors(model):
+                tensor.data.fill_(0.01)
+        kind = "seq2seq" if config.is_encoder_decoder else "causal"
+        text = PromptEncoder(_tokenizer(facts), kind, self.language_model)
+        return LanguageModel(model, text, lora=conf.get("lora"))
+
+    def model(self, lm=None) -> torch.nn.Module:
+        """The model of this stage on cached frames of BEATs."""
+        from espnet2_slit import espnet_model
+        from espnet2_slit.qformer import QFormer
+
+        representation = self.stage == "representation"
+        instruction = self.stage == "instruction"
+        preprocessor = self.conf.get("preprocessor_conf") or {}
+        model_conf = self.conf.get("model_conf") or {}
+        text_branch = (
+            preprocessor.get("qformer_instruction", True)
+            if instruction
+            else representation or model_conf.get("carry_text_branch", True)
+        )
+        settings = dict(max_windows=8, frames_per_window=496)
+        settings |= self.conf.get("qformer_conf") or {}
+        qformer = QFormer(
+            encoder_width=ARCHITECTURES["beats"]["encoder_embed_dim"],
+            vocab_size=BERT_VOCABULARY,
+            bos_id=BERT_VOCABULARY - 1,
+            text_branch=text_branch,
+            language_head=representation,
+            **settings,
+        )
+        if representation:
+            return espnet_model.RepresentationModel(qformer, **model_conf)
+        model_class = (
+            espnet_model.InstructionModel
+            if instruction
+            else espnet_model.GenerativeModel
+        )
+        return model_class(qformer, lm or self.lm(), **model_conf)
+
+
+def _tokenizer(facts: dict):
+    """A tokenizer with the real ids of the special tokens and three words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+    ids = {name: facts.get(f"{name}_id") for name in names}
+    vocabulary, special = {}, {}
+    for name, text in names.items():
+        if ids[name] is not None:
+            # Qwen's padding is its bos, OPT's end its bos: one token, one text.
+            same = [t for t, i in vocabulary.items() if i == ids[name]]
+            special[name] = same[0] if same else text
+            vocabulary[special[name]] = ids[name]
+    free = (i for i in range(100, 200) if i not in vocabulary.values())
+    vocabulary |= dict(zip(("a", "dog", "barks", "<unk>"), free, strict=False))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", **special
+    )
+
+
+def batch_of(plan: Plan, batch: int, seconds: float) -> dict[str, torch.Tensor]:
+    """A training batch of cached frames and texts of usual length."""
+    columns = (int(seconds * 16000) - 240) // 2560
+    frames = torch.randn(
+        batch, columns * 8, ARCHITECTURES["beats"]["encoder_embed_dim"]
+    )
+
+    def text(name: str, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(100, 200, (batch, length))
+        return {name: ids, f"{name}_lengths": torch.full((batch,), length)}
+
+    arrays = {"feats": frames, "feats_lengths": torch.full((batch,), columns * 8)}
+    if plan.stage == "representation":
+        names = torch.arange(batch).unsqueeze(1)
+        return (
+            arrays | text("qformer_text", CAPTION) | dict(clip_id=names, text_id=names)
+        )
+    arrays |= text("llm_target", CAPTION)
+    if plan.stage == "instruction":
+        arrays |= text("llm_prompt", INSTRUCTION)
+        arrays |= text("qformer_instruction", INSTRUCTION)
+    return arrays
+
+
+# ----------------------------------------------------------------------- measuring
+
+
+def parameters(module: torch.nn.Module) -> int:
+    """Number of weights, tied ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def size(module: torch.nn.Module) -> int:
+    """Bytes of all weights and buffers."""
+    return sum(t.numel() * t.element_size() for t in _tensors(module))
+
+
+def _tensors(module: torch.nn.Module):
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def autocast(plan: Plan):
+    """The config's number format, on the CPU."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=plan.amp)
+
+
+def kept_bytes(plan: Plan, compute, modules) -> int:
+    """Bytes that autograd keeps for backward, weights not counted."""
+    own = {t.untyped_storage().data_ptr() for m in modules for t in _tensors(m)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with autocast(plan), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = compute()  # alive until counted, or memory would be used twice
+    del result
+    return sum(kept.values())
+
+
+def activation_bytes(plan: Plan, lm, seconds: float) -> tuple[float, float]:
+    """Bytes per clip kept by the Q-Former, and by the language model."""
+    model = plan.model(lm).train()
+
+    def queries(batch: int):
+        inputs = batch_of(plan, batch, seconds)
+        if plan.stage == "representation":
+            return model(**inputs)
+        names = ("feats", "qformer_instruction")
+        names = [n for name in names for n in (name, f"{name}_lengths")]
+        return model.prefix(*(inputs.get(name) for name in names))
+
+    qformer = _growth(plan, queries, [model])
+    if lm is None:
+        return qformer, 0.0
+    by_layers = []
+    for layers in (1, 2):
+        small = plan.lm(layers)
+
+        def loss(batch: int, small=small):
+            inputs = batch_of(plan, batch, seconds)
+            prefix = torch.randn(batch, model.qformer.num_queries, small.width)
+            names = ("llm_prompt", "llm_target")
+            names = [n for name in names for n in (name, f"{name}_lengths")]
+            texts = (inputs.get(name) for name in names)
+            return small.loss(prefix.requires_grad_(), *texts)
+
+        by_layers.append(_growth(plan, loss, [small, small.frozen.module]))
+    facts = ARCHITECTURES[plan.language_model]
+    layers = facts.get("num_layers", facts.get("num_hidden_layers"))
+    one, two = by_layers
+    return qformer, one + (layers - 1) * (two - one)
+
+
+def _growth(plan: Plan, compute, modules) -> float:
+    """Kept bytes by which one more clip makes the batch larger."""
+    few, more = (kept_bytes(plan, lambda b=b: compute(b), modules) for b in (2, 3))
+    return float(more - few)
+
+
+def cache_bytes(plan: Plan) -> int:
+    """Keys and values of the language model while a batch is decoded with beams."""
+    facts = ARCHITECTURES[plan.language_model]
+    queries = (plan.conf.get("qformer_conf") or {}).get("num_queries", 32)
+    context = queries + INSTRUCTION + NEW_TOKENS
+    if facts["model_type"] == "t5":  # self-attention of new tokens, cross of the rest
+        layers, heads, width = facts["num_decoder_layers"], facts["num_heads"], 64
+    else:
+        layers = facts["num_hidden_layers"]
+        heads = facts.get("num_key_value_heads", facts["num_attention_heads"])
+        width = facts["hidden_size"] // facts["num_attention_heads"]
+    dtype = (plan.conf.get("language_model_conf") or {}).get("dtype", "float32")
+    each = 4 if dtype == "float32" else 2
+    return DECODING_BATCH * BEAMS * context * layers * heads * width * 2 * each
+
+
+def available_bytes() -> int:
+    """Memory that this machine could give now."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
+
+
+def step_seconds(plan: Plan, batch: int, seconds: float) -> tuple[float, float]:
+    """Wall and CPU seconds of one training step, after one to warm up."""
+    model = plan.model().train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, fused=True)
+    inputs = batch_of(plan, batch, seconds)
+    times = []
+    for _ in range(2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        with autocast(plan):
+            loss = model(**inputs)[0]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"the loss of the step is {loss.item()}")
+    return times[-1]
+
+
+# ------------------------------------------------------------------------ reporting
+
+
+def report(file: Path, options: argparse.Namespace) -> None:
+    """Print what one config costs."""
+    conf = yaml.safe_load(file.read_text(encoding="utf-8"))
+    stage = conf["model"]
+    name = options.language_model or conf.get("language_model", "")
+    if stage not in STAGES or (stage != "representation" and name not in ARCHITECTURES):
+        sys.exit(
+            f"{file}: expected a model of {', '.join(STAGES)} and a language model of "
+            f"tools/architectures.json, found {stage!r} and {name!r}"
+        )
+    plan = Plan(stage, conf, "" if stage == "representation" else name)
+    with _quiet():
+        encoder = plan.encoder()  # draws its weights on the CPU, whatever one asks
+    with torch.device("meta"), _quiet():
+        lm = plan.lm() if plan.language_model else None
+        model = plan.model(lm)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    carried = parameters(model) - trained
+    states = 16 * trained + 4 * carried  # float32 weight, gradient, two of AdamW
+    frozen = size(lm.frozen.module) if lm else 0
+    line(f"{file.name}", "")
+    line("trained", f"{trained / 1e6:,.1f} M parameters")
+    if carried:
+        line("carried along, not trained", f"{carried / 1e6:,.1f} M")
+    if lm:
+        lm_count = parameters(lm.frozen.module)
+        line(f"frozen {name}", f"{lm_count / 1e6:,.1f} M, {lm.frozen.dtype}")
+    line("frozen BEATs", f"{parameters(encoder) / 1e6:,.1f} M (not built on a cache)")
+    qformer_bytes, lm_bytes = activation_bytes(plan, lm, options.seconds)
+    per_clip = qformer_bytes + lm_bytes
+    batch = conf["batch_size"]
+    training = states + frozen + batch * per_clip
+    line(
+        "kept for backward, per clip",
+        f"{per_clip / MIB:,.0f} MiB (Q-Former {qformer_bytes / MIB:,.0f}, language "
+        f"model {lm_bytes / MIB:,.0f})",
+    )
+    line(
+        f"training, one GPU, batch {batch}",
+        f"{training / GIB:,.1f} GiB = weights and AdamW {states / GIB:,.1f} + frozen "
+        f"{frozen / GIB:,.1f} + batch {batch * per_clip / GIB:,.1f}",
+    )
+    cache = cache_bytes(plan) if lm else 0
+    decoding = 4 * (trained + carried) + frozen + size(encoder) + cache
+    beams = f", {BEAMS} beams" if lm else ""
+    line(f"decoding, batch {DECODING_BATCH}{beams}", f"{decoding / GIB:,.1f} GiB")
+    need = states + frozen + options.batch * per_clip
+    print_step(plan, options, need)
+    print(flush=True)
+
+
+def print_step(plan: Plan, options: argparse.Namespace, need: float) -> None:
+    """Time a step if it fits, or say why not."""
+    label = f"CPU step, {options.batch} clips of {options.seconds:g} s"
+    room = min(options.limit_gib * GIB, available_bytes())
+    if options.no_step:
+        line(label, "not run: --no_step")
+    elif need > room:
+        line(label, f"not run: needs {need / GIB:.1f} GiB, has {room / GIB:.1f}")
+    else:
+        with _quiet():
+            wall, cpu = step_seconds(plan, options.batch, options.seconds)
+        threads = torch.get_num_threads()
+        line(label, f"{wall:.1f} s, {cpu:.1f} CPU seconds ({threads} threads)")
+    if plan.stage == "representation" and not options.no_step:
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            encoder = plan.encoder(folder)
+            samples = int(options.seconds * encoder.sample_rate)
+            speech = torch.randn(options.batch, samples) * 0.1
+            start = time.perf_counter()
+            frames = encoder(speech, torch.full((options.batch,), samples))[0]
+            wall = time.perf_counter() - start
+        line(
+            f"CPU encoding, {options.batch} clips",
+            f"{wall:.1f} s, {frames.shape[1]} frames",
+        )
+
+
+def line(label: str, value: str) -> None:
+    """One line of the report."""
+    print(f"{label:<34} {value}".rstrip(), flush=True)
+
+
+@contextlib.contextmanager
+def _quiet():
+    import logging
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+if __name__ == "__main__":
+    main()
