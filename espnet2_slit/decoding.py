@@ -315,7 +315,10 @@ def decode_set(
     key = decode_key(slit, data, options)
     done = output_dir / "decode.json"
     if done.is_file():
-        content = json.loads(done.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(done.read_text(encoding="utf-8"))
+        except ValueError:
+            content = {}  # damaged by somebody; it is written again
         if content.get("key") == key:
             logging.info("%s: is complete and kept", output_dir)
             return content

@@ -348,11 +348,18 @@ def read_features_json(path):
             f"{path}: not there, so these features are not whole or not made."
             " Run the recipe's stage 1 again (whole shards are kept)."
         )
-    with open(path, encoding="utf-8") as stream:
-        content = json.load(stream)
-    if content.get("schema") != SCHEMA:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except ValueError as error:
         raise FeatureCacheError(
-            f"{path}: expected schema {SCHEMA}, found {content.get('schema')!r}."
+            f"{path}: expected JSON, found {error}. Delete it and run stage 1 again;"
+            " whole shards are kept."
+        ) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else content
+        raise FeatureCacheError(
+            f"{path}: expected schema {SCHEMA}, found {found!r}."
             " Encode the set again with this version."
         )
     return content
@@ -548,7 +555,10 @@ def _shard_fault(output_dir, number, clip_ids, identity):
     ark, note = _shard_paths(output_dir, number)
     if not note.is_file():
         return "not made"
-    content = json.loads(note.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{note.name} is not JSON"
     size = ark.stat().st_size if ark.is_file() else None
     if size != content["bytes"]:
         found = "no file" if size is None else f"{size} bytes"

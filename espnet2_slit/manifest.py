@@ -214,6 +214,11 @@ def from_manifest(
         DataDirError: a row is wrong (file and line are named), or nothing is left.
     """
     path, target = Path(path), Path(target)
+    if min(fractions) < 0 or sum(fractions) >= 1:
+        raise DataDirError(
+            f"fractions of valid and test: expected at least 0 and together below 1,"
+            f" found {fractions[0]:g} and {fractions[1]:g}."
+        )
     folder = path.resolve().parent
     report = Report(str(path))
     counts: dict[str, int] = {}
@@ -226,7 +231,6 @@ def from_manifest(
 
         def place(name: str) -> _Set:
             if name not in sets:
-                _remove(target / name, known_only=True)
                 names = ["wav.scp", "segments", "text", "utt2spk", "utt2audio"]
                 names += ["utt2task", "instruction", "utt2category", "utt2source"]
                 sets[name] = _Set(
@@ -296,8 +300,13 @@ def from_manifest(
                     one.files[file].add(f"{sample} {value}")
                 one.files["wav.scp"].add(f"{clip} {audio}")
             report.kept += 1
-    if not report.kept:
-        raise DataDirError("\n  ".join([f"{path}: no row is usable.", *report.lines()]))
+        if not report.kept:
+            raise DataDirError(
+                "\n  ".join([f"{path}: no row is usable.", *report.lines()])
+            )
+        # Every row was good: only now an earlier manifest's files may go.
+        for name in sets:
+            _remove(target / name, known_only=True)
     _finish(target, sets, references, labels, answers, corpus or path.stem, report)
     return report
 

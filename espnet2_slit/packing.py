@@ -116,10 +116,19 @@ def read_config(config_file):
     config_file = Path(config_file)
     if not config_file.is_file():
         raise PackingError(f"{config_file}: no such file; training writes it.")
-    with open(config_file, encoding="utf-8") as stream:
-        config = yaml.safe_load(stream)
+    try:
+        with open(config_file, encoding="utf-8") as stream:
+            config = yaml.safe_load(stream)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PackingError(
+            f"{config_file}: expected YAML of plain values, found {error}. Correct it,"
+            " or give the file that training wrote."
+        ) from error
     if not isinstance(config, dict):
-        raise PackingError(f"{config_file}: expected a mapping, found {type(config)}.")
+        raise PackingError(
+            f"{config_file}: expected lines `key: value`, found"
+            f" {type(config).__name__}. Is it the right file?"
+        )
     return config
 
 
@@ -180,10 +189,16 @@ def read_system(folder):
             )
         weights = find_model_file(folder)
         return System(folder, {part_of(config_file): (config_file, weights)})
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("schema") != SCHEMA:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise PackingError(
-            f"{path}: expected schema {SCHEMA}, found {content.get('schema')!r}."
+            f"{path}: expected JSON, found {error}. Link again with slit_pack --link."
+        ) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else content
+        raise PackingError(
+            f"{path}: expected schema {SCHEMA}, found {found!r}."
             " It is of another version of espnet2_slit."
         )
     parts = {}
@@ -428,6 +443,11 @@ def pack(
     """
     system = read_system(folder)
     outpath = Path(outpath)
+    if outpath.suffix not in ARCHIVES:
+        raise PackingError(
+            f"{outpath}: expected an archive's name, ending in one of"
+            f" {', '.join(ARCHIVES)}; found {outpath.suffix!r}. Take {outpath.stem}.zip."
+        )
     name = name or Path(folder).resolve().name
     outpath.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pack-", dir=outpath.parent) as temporary:

@@ -74,6 +74,15 @@ class Options:
             raise ValueError(
                 f"audio_format: expected flac or wav, found {self.audio_format!r}"
             )
+        if self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate: expected a rate in Hz, found {self.sample_rate}"
+            )
+        if self.max_duration_s and self.max_duration_s < self.min_duration_s:
+            raise ValueError(
+                f"max_duration_s: expected 0 (no limit) or at least min_duration_s"
+                f" {self.min_duration_s}, found {self.max_duration_s}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +319,11 @@ def prepare(
     """
     source, target = Path(source), Path(target)
     options = options or Options()
+    if not source.is_dir():
+        raise DataDirError(
+            f"{source}: no such folder, expected a data directory with wav.scp. Make it"
+            " first (the recipe's stage 1, or slit_data from_manifest)."
+        )
     audio_dir = Path(audio_dir or target.parent / "audio")
     identity = _identity(source, options)
     earlier = _earlier(target, identity)

@@ -82,10 +82,16 @@ def read_decode(folder):
             f"{', '.join(found) or 'nothing'}. Decoding of this set is not complete: "
             "run it again (stage 5), it continues."
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("schema") != DECODE_SCHEMA:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ScoringError(
-            f"{path}: expected schema {DECODE_SCHEMA}, found {content.get('schema')!r}:"
+            f"{path}: expected JSON, found {error}: delete it and decode again"
+        ) from error
+    schema = content.get("schema") if isinstance(content, dict) else content
+    if schema != DECODE_SCHEMA:
+        raise ScoringError(
+            f"{path}: expected schema {DECODE_SCHEMA}, found {schema!r}:"
             " decode again with this version"
         )
     return content

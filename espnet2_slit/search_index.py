@@ -6,9 +6,9 @@ Owns which files are embedded, and with which model. Scores come from `inference
     INDEX/part.00000.npz   files (n,), sizes (n,), modified (n,), embeddings (n, Q, E)
 
 Every clip is compared with the text by one matrix product over parts read in turn, so
-memory stays that of a part (1,000 clips). An approximate nearest-neighbour library would
-pay from about a million clips on: with 32 queries of 256 float16 values a clip takes
-16 KiB, so that a search then reads some 16 GB.
+memory stays that of a part (1,000 clips). With 32 queries of 256 float16 values a clip
+takes 16 KiB: from about a million clips on, where a search reads some 16 GB, an
+approximate nearest-neighbour library would pay.
 """
 
 from __future__ import annotations

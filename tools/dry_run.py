@@ -6,9 +6,9 @@
 
 Nothing is downloaded: sizes are in architectures.json, nothing is trained. Language
 models and Q-Formers are counted on the meta device. Activations are measured: the bytes
-that autograd keeps for the backward pass of a small batch in the config's number format,
-of the Q-Former at full size, of the language model at one and two layers, since the others
-are alike. A step (forward, backward, AdamW) is timed where all fits in --limit_gib.
+that autograd keeps for the backward pass of a small batch in the number format of the
+config, of the Q-Former at full size, of the language model at one and two layers, since
+the others are alike. A step (forward, backward, AdamW) is timed where all fits.
 """
 
 from __future__ import annotations

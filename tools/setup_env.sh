@@ -19,6 +19,9 @@
 # (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) decide where packages come from, so also between
 # a CPU and a CUDA build. An installation that was cut short goes on where it stopped.
 #
+# SLIT_NO_INSTALL=1 (a machine without network, a cluster's node): never install anything,
+# end with an error where something is missing.
+#
 # Messages go to stderr; the last line on stdout is the environment's Python.
 
 set -euo pipefail
@@ -78,6 +81,7 @@ served() { case "$1" in 3.11 | 3.12 | 3.13) true ;; *) false ;; esac }
 # install PYTHON VERSION: every requirement, then espnet2_slit itself.
 install() {
     local python=$1 version=$2 torch="torch==${torch_version}" list=espnet202611
+    [ -z "${SLIT_NO_INSTALL:-}" ] || die "${python} lacks packages, and SLIT_NO_INSTALL is set"
     [ "${version}" != 3.11 ] || list=espnet202511
     if [ -n "$("${python}" -c 'import importlib.util as u; print(u.find_spec("torch") or "")')" ]; then
         # Never replace a torch that is there: it fits that machine's driver.
@@ -189,6 +193,9 @@ done
 [ -n "${base}" ] || die "no Python 3.11, 3.12 or 3.13 found (looked for python3, python3.13," \
     "python3.12, python3.11 on PATH). Install one, or set PYTHON to it."
 
+[ ! -e "${prefix}" ] || [ -f "${prefix}/pyvenv.cfg" ] || [ -z "$(ls -A "${prefix}")" ] ||
+    die "${prefix} is there and is no virtual environment; remove it or give another --prefix"
+[ -z "${SLIT_NO_INSTALL:-}" ] || die "no complete environment, and SLIT_NO_INSTALL is set"
 mkdir -p "$(dirname "${prefix}")"
 exec 9>"${prefix}.lock"
 if command -v flock >/dev/null && ! flock -n 9; then
@@ -199,8 +206,6 @@ if command -v flock >/dev/null && ! flock -n 9; then
         exit 0
     fi
 fi
-[ ! -e "${prefix}" ] || [ -f "${prefix}/pyvenv.cfg" ] || [ -z "$(ls -A "${prefix}")" ] ||
-    die "${prefix} is there and is no virtual environment; remove it or give another --prefix"
 if [ "$(ask "${prefix}/bin/python")" = "environment ${version}" ] &&
     "${prefix}/bin/python" -m pip --version >/dev/null 2>&1; then
     log "Going on with the environment in ${prefix} (Python ${version})"

@@ -110,7 +110,7 @@ def main(cmd=None):
         rows, alone = compare_systems(
             args.a, args.b, args.metrics.split(), args.resamples, args.seed
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         logging.error("%s", error)
         return 1
     print(f"A = {args.a}\nB = {args.b}\n")

@@ -425,7 +425,7 @@ def main(cmd=None):
     args = get_parser().parse_args(cmd)
     try:
         args.run(args)
-    except (CorpusError, DataDirError, ValueError) as problem:
+    except (CorpusError, DataDirError, ValueError, OSError) as problem:
         sys.exit(str(problem))
 
 

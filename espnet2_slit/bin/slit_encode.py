@@ -93,8 +93,19 @@ def encoder_options(args):
     """(name, keywords) of the encoder, from the YAML and the command line."""
     config = {}
     if args.config:
-        with open(args.config, encoding="utf-8") as stream:
-            config = yaml.safe_load(stream) or {}
+        try:
+            with open(args.config, encoding="utf-8") as stream:
+                config = yaml.safe_load(stream) or {}
+        except yaml.YAMLError as error:
+            raise features.FeatureCacheError(
+                f"{args.config}: expected YAML of plain values, found {error}."
+                " Correct it."
+            ) from error
+        if not isinstance(config, dict):
+            raise features.FeatureCacheError(
+                f"{args.config}: expected lines `key: value`, found"
+                f" {type(config).__name__}. Give a training configuration."
+            )
     name = args.audio_encoder or config.get("audio_encoder")
     if not name:
         raise features.FeatureCacheError(
@@ -187,7 +198,7 @@ def main(cmd=None):
     )
     try:
         run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         logging.debug("", exc_info=True)
         print(f"slit_encode: {error}", file=sys.stderr)
         return 1

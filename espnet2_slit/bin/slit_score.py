@@ -263,25 +263,8 @@ def existing(folder):
     return folder
 
 
-def main(cmd=None):
-    """Entry point."""
-    args = get_parser().parse_args(cmd)
-    logging.basicConfig(
-        level=args.log_level,
-        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
-    )
-    words = sys.argv[1:] if cmd is None else cmd
-    command = shlex.join(["python", "-m", "espnet2_slit.bin.slit_score", *words])
-    if args.output_dir is None:
-        if args.decode_dir is None:
-            get_parser().error("--output_dir is needed without --decode_dir")
-        args.output_dir = args.decode_dir
-    try:
-        peers = [parse_peer(text) for text in args.peers]
-        table, folders = score(args)
-    except ValueError as error:
-        logging.error("%s", error)
-        return 1
+def write_results(args, table, folders, peers, command):
+    """items.npz, scores.json, RESULTS.md and the report, each whole or not at all."""
     env = environment()
     title = str(args.decode_dir or args.output_dir)
     write_items(args.output_dir / "items.npz", table)
@@ -301,6 +284,32 @@ def main(cmd=None):
             stages=stages,
             environment=env | {"command": command},
         )
+
+
+def main(cmd=None):
+    """Entry point."""
+    args = get_parser().parse_args(cmd)
+    logging.basicConfig(
+        level=args.log_level,
+        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
+    )
+    words = sys.argv[1:] if cmd is None else cmd
+    command = shlex.join(["python", "-m", "espnet2_slit.bin.slit_score", *words])
+    if args.output_dir is None:
+        if args.decode_dir is None:
+            get_parser().error("--output_dir is needed without --decode_dir")
+        args.output_dir = args.decode_dir
+    try:
+        peers = [parse_peer(text) for text in args.peers]
+        table, folders = score(args)
+    except (ValueError, OSError) as error:
+        logging.error("%s", error)
+        return 1
+    try:
+        write_results(args, table, folders, peers, command)
+    except OSError as error:
+        logging.error("%s: cannot write the results (%s)", args.output_dir, error)
+        return 1
     print(markdown_tables(table, peers))
     counts = {"scores": len(table.rows), "sets": len({r.set for r in table.rows})}
     counts["not computed"] = sum(bool(r.note) for r in table.rows)

@@ -215,7 +215,17 @@ def read_scores(path):
         ValueError: not a scores.json of this schema.
     """
     path = Path(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, expected scores: run espnet2_slit.bin.slit_score first"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, found {error}: write it again with "
+            "espnet2_slit.bin.slit_score"
+        ) from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA or "scores" not in content:
         raise ValueError(

@@ -31,7 +31,12 @@ def shell(*command, cwd=None, **environment):
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "SLIT_NO_INSTALL": "1",
+            **environment,
+        },
         timeout=120,
     )
     return done.returncode, done.stdout, done.stderr

@@ -625,13 +625,13 @@ def caption(rng, scene, complete=False):
         str, first letter capital, no full stop (as the public caption corpora).
     """
     mention = {
-        name for name in ("level", "pitch", "speed") if complete or rng.random() < 0.75
+        name for name in ("level", "pitch", "speed") if complete or rng.random() < 0.85
     }
     if scene.relation == "single":
         body = _single_sentence(rng, scene.events[0], mention)
     else:
         body = _pair_sentence(rng, scene.relation, scene.events, mention)
-    chance = 0.8 if scene.background else 0.1
+    chance = 0.9 if scene.background else 0.1
     if (complete and scene.background) or rng.random() < chance:
         phrase = rng.choice(BACKGROUND_PHRASES[scene.background])
         if rng.random() < 0.25:

@@ -309,9 +309,10 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed):
         losses = []
         for frames, tags in batches(items, batch_size, generator):
             tokens = encode(encoder, frames)  # (B,T,D_a)
-            pooled = tokens.unflatten(1, (-1, BANDS)).mean(2)  # (B,steps,D_a)
+            # Every band of a step has to tell its tags, not their mean alone: a query
+            # that looks anywhere then finds them.
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                tagger(pooled), tags
+                tagger(tokens), tags.repeat_interleave(BANDS, dim=1)
             )
             optimizer.zero_grad()
             loss.backward()
@@ -345,8 +346,8 @@ def evaluate(encoder, tagger, items):
     scores, targets = [], []
     for frames, tags in items:
         tokens = encode(encoder, frames.unsqueeze(0))
-        pooled = tokens.unflatten(1, (-1, BANDS)).mean(2)
-        scores.append(tagger(pooled).amax(1).squeeze(0).numpy())
+        logits = tagger(tokens).unflatten(1, (-1, BANDS)).mean(2)  # (1,steps,tags)
+        scores.append(logits.amax(1).squeeze(0).numpy())
         targets.append(tags.amax(0).numpy())
     scores, targets = np.stack(scores), np.stack(targets)
     kinds = {"all": []}

@@ -59,7 +59,8 @@ parse_known_options() {
         esac
         po_name=${1#--}
         po_name=${po_name//-/_}
-        if [[ $1 != --?* ]] || [[ ! -v po_defaults[${po_name}] ]]; then
+        if [[ $1 != --?* || ! ${po_name} =~ ^[a-z][a-z0-9_]*$ ]] ||
+            [[ ! -v po_defaults[${po_name}] ]]; then
             rest+=("$1")
             shift
             # An unknown option keeps its value beside it.

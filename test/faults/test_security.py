@@ -1,0 +1,185 @@
+"""Names from outside are data: never run, never another row's, never another's code.
+
+Fuzzed here: audio paths and ids through prepare, encode, manifests and decoded files.
+Elsewhere: words through run.pl (recipe/test_shell.py), ids through fix, split and combine
+(test_data_dir.py), ids made of file names (test_manifest.py), archives (test_packing.py),
+pickled weights (test_task.py), pickled arrays (test_scoring.py).
+"""
+
+import ast
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import espnet2_slit
+from espnet2_slit import data_dir, decoding, features, templates
+from espnet2_slit.bin import slit_data
+from espnet2_slit.data_dir import DataDirError
+from espnet2_slit.manifest import from_manifest
+
+PACKAGE = Path(espnet2_slit.__file__).parent
+ODD = " '\"$()`;&|<>*?#~\\!{}[]=:,%-_ab1é日"
+few = settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+ids = st.text(
+    st.characters(exclude_categories=("C", "Z"), exclude_characters="\u00ad"),
+    min_size=1,
+    max_size=12,
+).filter(lambda text: data_dir.check_id(text) is None)
+names = st.text(st.sampled_from(ODD), min_size=1, max_size=12).map(lambda n: n + "x.wav")
+BAIT = ["$(touch executed)x.wav", "`touch executed`x.wav", "-rf x.wav", "'; touch executed;'x.wav"]
+
+
+def corpus(folder, pairs):
+    """A data directory of (id, file name); clip n lasts 0.2 + 0.05 n s."""
+    (folder / "wav").mkdir(parents=True)
+    (folder / "d").mkdir()
+    for i, (_, name) in enumerate(pairs):
+        generator = np.random.default_rng(i)
+        samples = 3200 + 800 * i
+        path = folder / "wav" / name
+        soundfile.write(path, 0.1 * generator.standard_normal(samples), 16000)
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i][0].encode())
+    for file, value in (
+        ("wav.scp", lambda i: folder / "wav" / pairs[i][1]),
+        ("text", lambda i: f"caption {i} $(touch executed) `x` 'q'"),
+        ("utt2spk", lambda i: pairs[i][0]),
+        ("spk2utt", lambda i: pairs[i][0]),
+    ):
+        lines = "".join(f"{pairs[i][0]} {value(i)}\n" for i in order)
+        (folder / "d" / file).write_text(lines, encoding="utf-8")
+    return folder / "d"
+
+
+@few
+@given(st.lists(st.tuples(ids, names), min_size=1, max_size=4, unique_by=(lambda p: p[0], lambda p: p[1])))
+@example([(f"-i{n}$(x)", name) for n, name in enumerate(BAIT)])
+def test_odd_ids_and_paths_are_prepared_each_as_itself(tmp_path, monkeypatch, pairs):
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = corpus(folder, pairs)
+    monkeypatch.chdir(folder)
+    assert data_dir.validate(source) == len(pairs)
+    assert slit_data.main(["prepare", str(source), str(folder / "out"), "--nj", "1"]) == 0
+    lengths = data_dir.read_map(folder / "out" / "utt2num_samples")
+    assert lengths == {key: str(3200 + 800 * i) for i, (key, _) in enumerate(pairs)}
+    text = data_dir.read_map(folder / "out" / "text")
+    assert text == data_dir.read_map(source / "text")
+    assert not list(tmp_path.rglob("executed"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_parts):
+    from espnet2_slit.audio_encoder import build_audio_encoder
+
+    return build_audio_encoder("beats", path=str(tiny_parts.beats))
+
+
+@few
+@given(st.lists(st.tuples(ids, names), min_size=1, max_size=3, unique_by=(lambda p: p[0], lambda p: p[1])))
+@example([(f"-i{n}$(x)", name) for n, name in enumerate(BAIT)])
+def test_odd_ids_and_paths_are_encoded_each_as_itself(
+    tmp_path, monkeypatch, encoder, pairs
+):
+    from kaldiio import load_mat
+
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = corpus(folder, pairs)
+    monkeypatch.chdir(folder)
+    work = features.plan(source, encoder.identity(), shard_clips=2)
+    features.encode(work, encoder, folder / "out")
+    features.merge(work, source, folder / "out", features.encoder_facts(encoder))
+    reader = features.FeatureReader(folder / "out" / "feats.scp")
+    assert sorted(reader) == sorted(key for key, _ in pairs)
+    places = data_dir.read_map(folder / "out" / "feats.scp")
+    for i, (key, _) in enumerate(pairs):
+        generator = np.random.default_rng(i)
+        path = folder / "again.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(3200 + 800 * i), 16000)
+        audio, _ = soundfile.read(path, dtype="float32")
+        (expected,) = features.encode_batch(encoder, [audio])
+        np.testing.assert_allclose(reader[key], expected, atol=0.01 * abs(expected).max())
+        np.testing.assert_array_equal(load_mat(places[key]), reader[key])
+    reader.close()
+    assert not list(tmp_path.rglob("executed"))
+
+
+@few
+@given(st.lists(st.tuples(st.text(max_size=15), st.text(max_size=15)), min_size=1, max_size=4))
+@example([("$(touch executed).wav", "a\nb c"), ("touch executed |", "x"), ("a\nb.wav", "y")])
+@example([("-x.wav", "\u2028a\x85b\x1c"), ("'.wav", '"'), ("日本.wav", "é")])
+def test_any_manifest_is_refused_or_gives_valid_directories(tmp_path, monkeypatch, rows):
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with open(folder / "m.jsonl", "w", encoding="utf-8") as stream:
+        for name, text in rows:
+            row = {"audio": name, "text": text, "split": "train"}
+            stream.write(json.dumps(row) + "\n")
+    try:
+        report = from_manifest(folder / "m.jsonl", folder / "data", templates.instruction)
+    except (DataDirError, UnicodeEncodeError):
+        assert not (folder / "data").exists()
+        return
+    finally:
+        assert not list(tmp_path.rglob("executed"))
+    assert report.kept + sum(report.dropped.values()) == len(rows)
+    assert data_dir.validate(folder / "data" / "train_caption") == report.kept
+
+
+@few
+@given(st.dictionaries(ids, st.text(max_size=30), min_size=1, max_size=6))
+@example({"-x": "two\nlines $(touch executed)", "é": "\u2028\x85 a\tb", "#1": ""})
+def test_decoded_texts_are_read_back_row_by_row(tmp_path, rows):
+    path = tmp_path / "text"
+    rows = {k: v.encode("utf-8", "ignore").decode() for k, v in rows.items()}
+    decoding._write_texts(path, list(rows), list(rows.values()))
+    assert data_dir.read_map(path) == {k: " ".join(v.split()) for k, v in rows.items()}
+
+
+def test_code_of_a_model_repository_runs_only_when_asked_for():
+    from espnet2_slit import language_model, prompt_encoder
+
+    for module in (language_model, prompt_encoder):
+        for _, function in inspect.getmembers(module, inspect.isfunction):
+            parameter = inspect.signature(function).parameters.get("trust_remote_code")
+            assert parameter is None or parameter.default is False
+    for path in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.rglob("egs2/slit/**/*.yaml")]:
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text, path
+        assert "trust_remote_code: true" not in text, path
+
+
+def calls_in(path):
+    """(dotted name, {keyword: value}) of every call in a source file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            yield ast.unparse(node.func), keywords
+
+
+def test_nothing_in_the_package_can_run_what_it_reads():
+    for path in PACKAGE.rglob("*.py"):
+        for name, keywords in calls_in(path):
+            assert name not in ("eval", "exec", "os.system", "os.popen"), path
+            assert not name.startswith("pickle.load"), path
+            assert name not in ("yaml.full_load", "yaml.unsafe_load"), path
+            assert keywords.get("shell", "False") == "False", path
+            if name == "yaml.load":
+                assert keywords["Loader"] == "SafeLoader", path
+            if name == "torch.load":
+                assert keywords.get("weights_only") == "True", path
+            if name in ("np.load", "numpy.load"):
+                assert keywords.get("allow_pickle") == "False", path

@@ -1,0 +1,189 @@
+"""slit.sh from a manifest to scores, on 24 clips: every stage, twice, and after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs2" / "slit" / "slit1"
+pytestmark = pytest.mark.recipe
+
+QFORMER = (
+    "qformer_conf: {width: 16, layers: 2, heads: 2, feed_forward: 32, num_queries: 3,"
+    " max_text_length: 64, dropout: 0.0}\n"
+)
+TRAINING = (
+    "batch_type: unsorted\nbatch_size: 8\nmax_epoch: 2\nnum_workers: 0\nseed: 0\n"
+    "optim: adamw\noptim_conf: {lr: 0.001}\nuse_matplotlib: false\n"
+    "use_tensorboard: false\nbest_model_criterion:\n- [valid, loss, min]\n"
+)
+KINDS = {"bell": 880.0, "hum": 110.0, "hiss": 0.0}
+
+
+def audio(kind, seed):
+    """0.6 s of a tone or of noise, at a rate and with channels that must be converted."""
+    rng = np.random.default_rng(seed)
+    rate = (16000, 22050, 8000)[seed % 3]
+    time_s = np.arange(int(0.6 * rate)) / rate
+    wave = 0.3 * np.sin(2 * np.pi * KINDS[kind] * time_s) if KINDS[kind] else 0
+    wave = wave + 0.1 * rng.standard_normal(len(time_s))
+    return np.stack([wave] * (1 + seed % 2), axis=1).astype(np.float32), rate
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_parts):
+    """A new recipe directory with tiny configs, and the command that runs it."""
+    folder = tmp_path_factory.mktemp("tree") / "egs2" / "tiny" / "slit1"
+    subprocess.run([RECIPE / "setup.sh", folder], check=True, capture_output=True)
+    for name in ("representation", "generative", "instruction"):
+        text = f"model: {name}\n{QFORMER}{TRAINING}"
+        (folder / "conf" / f"train_{name}_tiny.yaml").write_text(text)
+    (folder / "conf" / "decode_tiny.yaml").write_text(
+        "caption: {num_beams: 2, max_new_tokens: 8}\nrerank: 2\n"
+    )
+    rows = []
+    for split, count in (("train", 16), ("valid", 4), ("test", 6)):
+        for n in range(count):
+            kind = list(KINDS)[n % 3]
+            name = f"{split} {n} it's.wav"
+            soundfile.write(folder / name, *audio(kind, n))
+            for text in (f"a {kind} sounds", f"one can hear a {kind}"):
+                rows.append({"audio": name, "text": text, "split": split})
+            rows.append(
+                {
+                    "audio": name,
+                    "text": "yes" if kind == "bell" else "no",
+                    "instruction": "is there a bell?",
+                    "split": split,
+                }
+            )
+            rows.append(
+                {"audio": name, "text": kind, "task": "classification", "split": split}
+            )
+    rows.append({"audio": "missing.wav", "text": "nothing", "split": "train"})
+    manifest = folder / "my data.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        *["./slit.sh", "--config", "tiny", "--manifest", manifest.name, "--ngpu", "0"],
+        *["--nj", "1", "--train_set", "train_caption", "--valid_set", "valid_caption"],
+        *["--instruction_train_set", "train_instruction"],
+        *["--instruction_valid_set", "valid_instruction"],
+        *["--audio_encoder_path", tiny_parts.beats, "--language_model", tiny_parts.t5],
+        *["--qformer_tokenizer", tiny_parts.tokenizer],
+        *["--score_args", "--report false --resamples 20 --tokenizer python"],
+    ]
+    return folder, [str(word) for word in command]
+
+
+def environment():
+    return {**os.environ, "PYTHON": sys.executable, "SLIT_NO_INSTALL": "1"}
+
+
+def run(recipe, *more):
+    folder, command = recipe
+    done = subprocess.run(
+        [*command, *more], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def marks(folder):
+    """Times of every file that a stage makes and a later run must leave alone."""
+    names = ("*.pth", "feats.*.ark", "feats.json", "decode.json", "RESULTS.md", "*.scp")
+    return {
+        path: path.lstat().st_mtime_ns
+        for name in names
+        for part in ("data", "dump", "exp")
+        for path in (folder / part).rglob(name)
+    }
+
+
+def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(recipe):
+    folder, _ = recipe
+    out = run(recipe, "--stage", "1", "--stop-stage", "7")
+    assert "dropped 1: missing audio" in out
+    assert "epoch 2: train loss" in out
+    exp = folder / "exp" / "tiny_instruction"
+    decoded = exp / "decode_tiny"
+    for path in (
+        folder / "exp/tiny_representation/train.log",
+        folder / "exp/tiny_generative/valid.loss.best.pth",
+        exp / "config.yaml",
+        exp / "run.sh",
+        exp / "slit.json",
+        exp / "slit_tiny.zip",
+        decoded / "test_caption" / "caption" / "text",
+        decoded / "test_caption" / "retrieval" / "scores.npz",
+        decoded / "test_qa" / "question_answering" / "text",
+        decoded / "test_class" / "classification" / "scores.npz",
+        decoded / "RESULTS.md",
+    ):
+        assert path.is_file(), path
+    scores = json.loads((decoded / "scores.json").read_text())
+    tasks = {row["task"] for row in scores["scores"] if row["value"] is not None}
+    assert tasks == {"caption", "retrieval", "question_answering", "classification"}
+
+    before = marks(folder)
+    out = run(recipe, "--stage", "1", "--stop-stage", "6")
+    assert marks(folder) == before
+    for words in ("data is made", "is encoded", "is trained", "is decoded", "RESULTS.md is there"):
+        assert words in out
+    assert "Training" not in out and "Encoding" not in out and "Decoding" not in out
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(recipe):
+    import torch
+
+    folder, command = recipe
+    more = ["--stage", "1", "--stop-stage", "2", "--train_args", "--max_epoch 4"]
+    run(recipe, *more, "--tag", "whole")
+    killed = [*command, *more, "--tag", "killed"]
+    process = subprocess.Popen(
+        killed, cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    exp = folder / "exp" / "killed_representation"
+    while not (exp / "2epoch.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (exp / ".done").exists()
+    for _ in range(100):  # its jobs end with it
+        with open(exp / ".lock") as lock:
+            if subprocess.run(["flock", "-n", lock.name, "true"]).returncode == 0:
+                break
+        time.sleep(0.1)
+    run(recipe, *more, "--tag", "killed")
+    whole, again = (
+        torch.load(
+            folder / "exp" / f"{tag}_representation" / "4epoch.pth", weights_only=True
+        )
+        for tag in ("whole", "killed")
+    )
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_a_later_stage_notices_that_the_earlier_one_was_trained_anew(recipe):
+    folder, command = recipe
+    more = ["--stage", "1", "--stop-stage", "3", "--tag", "anew"]
+    run(recipe, *more)
+    run(recipe, *more[:3], "2", *more[4:], "--train_args", "--max_epoch 3")
+    done = subprocess.run(
+        [*command, *more, "--train_args", "--max_epoch 3"],
+        cwd=folder, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "anew_generative was begun from another checkpoint" in done.stderr
