@@ -124,9 +124,11 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
             stream.writelines(line + "\n" for line in lines)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
         raise
 
 

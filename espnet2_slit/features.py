@@ -195,6 +195,10 @@ def atomic_binary(path):
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -341,7 +345,7 @@ def read_features_json(path):
         FeatureCacheError: missing (the cache is not whole), or of another schema.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.suffix != ".json":
         path = path / "feats.json"
     if not path.is_file():
         raise FeatureCacheError(

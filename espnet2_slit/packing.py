@@ -446,7 +446,8 @@ def pack(
     if outpath.suffix not in ARCHIVES:
         raise PackingError(
             f"{outpath}: expected an archive's name, ending in one of"
-            f" {', '.join(ARCHIVES)}; found {outpath.suffix!r}. Take {outpath.stem}.zip."
+            f" {', '.join(ARCHIVES)}; found {outpath.suffix!r}."
+            f" Take {outpath.stem}.zip."
         )
     name = name or Path(folder).resolve().name
     outpath.parent.mkdir(parents=True, exist_ok=True)

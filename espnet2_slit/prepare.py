@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -204,21 +205,26 @@ def _write_audio(path: Path, audio, options: Options) -> None:
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Through memory: of a full disk libsndfile says "System error", the stream says why.
+    whole = io.BytesIO()
+    soundfile.write(
+        whole,
+        audio.clip(-1.0, 1.0 - 2.0**-15),
+        options.sample_rate,
+        format=options.audio_format.upper(),
+        subtype="PCM_16",
+    )
     handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-    os.close(handle)
     try:
-        soundfile.write(
-            temporary,
-            audio.clip(-1.0, 1.0 - 2.0**-15),
-            options.sample_rate,
-            format=options.audio_format.upper(),
-            subtype="PCM_16",
-        )
+        with open(handle, "wb") as stream:
+            stream.write(whole.getvalue())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
         raise
 
 

@@ -608,7 +608,14 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
+        raise ValueError(
+            f"{path}: expected a PyTorch file of tensors, found one that cannot be read"
+            f" ({str(error).splitlines()[:1]}). It is missing, truncated or of another"
+            " kind: copy it again."
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     tensors = isinstance(state, dict) and all(

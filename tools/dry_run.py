@@ -119,8 +119,6 @@ class Plan:
                 if name in facts:
                     facts[name] = layers
         config = transformers.AutoConfig.for_model(**facts)
-        # T5's class says tied whatever it is told; FLAN-T5's files are not.
-        config.tie_word_embeddings = facts.get("tie_word_embeddings", True)
         if config.is_encoder_decoder:
             automatic = transformers.AutoModelForSeq2SeqLM
         else:
@@ -132,6 +130,10 @@ class Plan:
         device = torch.get_default_device()
         with torch.device("meta"):
             model = automatic.from_config(config, dtype=dtype)
+            if not facts.get("tie_word_embeddings", True):
+                # T5's class ties whatever it is told; FLAN-T5's files do not.
+                head = model.get_output_embeddings()
+                head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
         if device.type != "meta":
             model.to_empty(device=device)
             for tensor in _tensors(model):

@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"are not opened ({str(error).splitlines()[0]}). Convert it where you "
             'trust it: torch.save({"cfg": cfg_dict, "model": state_dict}, path).'
         ) from error
-    except (RuntimeError, EOFError) as error:  # half a file, an empty one
+    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
         raise ValueError(
             f"{path}: expected a BEATs checkpoint, found {path.stat().st_size} bytes "
             f"that cannot be read as one ({str(error).splitlines()[:1]}). It is "

@@ -131,7 +131,14 @@ def _build(settings: dict, task: str, path: Path) -> _Front:
     if not task.isidentifier():
         raise ValueError(f"task: expected a name in espnet2.tasks, found {task!r}")
     choices = importlib.import_module(f"espnet2.tasks.{task}")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
+        raise ValueError(
+            f"{path}: expected a PyTorch file of tensors, found one that cannot be read"
+            f" ({str(error).splitlines()[:1]}). It is missing, truncated or of another"
+            " kind: copy it again."
+        ) from error
     if isinstance(weights.get("model"), dict):  # checkpoint.pth holds more than weights
         weights = weights["model"]
     size = settings.get("input_size")

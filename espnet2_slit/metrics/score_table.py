@@ -188,8 +188,10 @@ def write_atomically(path, data):
             f.write(data)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
         raise
 
 
@@ -217,7 +219,8 @@ def read_scores(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file, expected scores: run espnet2_slit.bin.slit_score first"
+            f"{path}: no such file, expected scores: run "
+            "espnet2_slit.bin.slit_score first"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -189,6 +189,7 @@ CAPTION = "--model {system} --task caption {wav}"
 SCORE = "--data_dir {case_data} --output_dir out --resamples 10 --report false "
 SCORE += "--skip_meteor true --skip_spice true --tokenizer python "
 
+# ruff: noqa: E501  (a row of the table is a line)
 # fmt: off
 CASES = {
     # slit_data
@@ -414,7 +415,9 @@ def state(folders):
 def call(command, words, caplog, capsys):
     """(exit code, everything that was said)."""
     if command.endswith((".sh", ".pl")):
-        done = subprocess.run([RECIPE / command, *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [RECIPE / command, *words], capture_output=True, text=True
+        )
         return done.returncode, done.stdout + done.stderr
     from importlib import import_module
 

@@ -40,9 +40,9 @@ facts = dict(SLURM_NTASKS="2", SLURM_STEP_NUM_NODES="2", SLURM_LOCALID="0")
 facts["SLURM_STEP_NODELIST"] = "localhost"
 tasks = [
     subprocess.Popen(
-        words, env={{**os.environ, **facts, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i)}}
+        words, env=os.environ | facts | dict(SLURM_PROCID=i, SLURM_NODEID=i)
     )
-    for i in range(2)
+    for i in "01"
 ]
 codes = [task.wait() for task in tasks]
 sys.exit(next((abs(code) for code in codes if code), 0))

@@ -45,6 +45,8 @@ def recipe(tmp_path_factory, tiny_parts):
     subprocess.run([RECIPE / "setup.sh", folder], check=True, capture_output=True)
     for name in ("representation", "generative", "instruction"):
         text = f"model: {name}\n{QFORMER}{TRAINING}"
+        if name == "instruction":
+            text += "preprocessor_conf: {max_prompt_length: 48}\n"
         (folder / "conf" / f"train_{name}_tiny.yaml").write_text(text)
     (folder / "conf" / "decode_tiny.yaml").write_text(
         "caption: {num_beams: 2, max_new_tokens: 8}\nrerank: 2\n"

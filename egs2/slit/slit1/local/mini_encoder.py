@@ -373,7 +373,7 @@ def main():
     parser.add_argument(
         "--random", action="store_true", help="do not train (for the ablation)"
     )
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
