@@ -133,6 +133,7 @@ def _figure(width, height):
 
     # Text as text: small, searchable, and in the page's own font.
     matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "slit"  # the same report, the same bytes
     matplotlib.rcParams["font.size"] = 9
     return Figure(figsize=(width, height), layout="constrained")
 

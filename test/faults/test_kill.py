@@ -138,6 +138,7 @@ CLOCK = [
     (r'"(seconds|date)": [^\n]*', ""),
     (r"- date: [^\n]*", ""),
     (r"<li>date[^\n]*", ""),
+    (r"(Git hash|Commit date).{0,80}", ""),  # somebody may commit meanwhile
     (r"\w{3} \w{3} \d\d \d\d:\d\d:\d\d \w+ \d{4}", ""),
 ]
 

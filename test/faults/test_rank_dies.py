@@ -6,7 +6,6 @@ the variables that Slurm sets. The stand-in never ends a task that still runs, u
 """
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -84,7 +83,7 @@ def test_two_ranks_train_through_the_launcher(launch, tmp_path, train_command):
     options = train_command("representation", model)
     code, log, _ = launch(["-m", "espnet2_slit.bin.slit_train"], options)
     assert code == 0, log[-4000:]
-    assert re.search(r"world_size=2|dist_world_size: 2", log)
+    assert ":0/2]" in log  # ESPnet logs rank and world size: there were two
     weights = torch.load(model / "1epoch.pth", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
 
