@@ -499,6 +499,18 @@ def test_identity_is_plain_and_tells_weights_and_tokenizers_apart(
     assert other["tokenizer_fingerprint"] == identity["tokenizer_fingerprint"]
 
 
+def test_flan_t5_keeps_its_own_output_layer(load, folders):
+    """Its class ties the output to the embeddings unless the files hold both."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folders("t5") / "model.safetensors")
+    model = load("t5").frozen.module
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(model.shared.weight, weights["shared.weight"])
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+    assert not model.config.scale_decoder_outputs
+
+
 def test_model_given_as_its_own_weights_is_still_not_registered(folders):
     model = transformers.AutoModelForCausalLM.from_pretrained(folders("llama"))
     text = load_prompt_encoder(folders("llama"))

@@ -166,11 +166,14 @@ def bert_tokenizer(folder, vocab_size: int = 200) -> Path:
 
 
 def _save(
-    model_class: str, config, folder: Path, seed: int, scale: float = 1.0
+    model_class: str, config, folder: Path, seed: int, scale=1.0, untie=False
 ) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)
+        if untie:
+            head = model.get_output_embeddings()
+            head.weight = torch.nn.Parameter(torch.randn_like(head.weight))
     if scale != 1.0:  # tiny models from 0.02-normal weights answer nearly uniformly
         with torch.no_grad():
             for parameter in model.parameters():
@@ -213,8 +216,8 @@ def t5(folder, seed: int = 0) -> Path:
         tie_word_embeddings=False,  # do not scale the decoder's output
         decoder_start_token_id=ids["pad_token_id"],
     )
-    config.tie_word_embeddings = False  # the class has set it to True
-    return _save(LM_CLASSES["t5"], config, folder, seed)
+    # The class ties all the same; FLAN-T5's files hold a head of their own.
+    return _save(LM_CLASSES["t5"], config, folder, seed, untie=True)
 
 
 def bart(folder, seed: int = 0) -> Path:
