@@ -7,8 +7,8 @@
 Nothing is downloaded: sizes are in architectures.json, nothing is trained. Language
 models and Q-Formers are counted on the meta device. Activations are measured: the bytes
 that autograd keeps for the backward pass of a small batch in the number format of the
-config, of the Q-Former at full size, of the language model at one and two layers, since
-the others are alike. A step (forward, backward, AdamW) is timed where all fits.
+config, of the Q-Former at full size, of the language model from small ones of its widths,
+since its layers are alike. A step (forward, backward, AdamW) is timed where all fits.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Plan:
         conf = self.conf.get("audio_encoder_conf") or {}
         return build_audio_encoder("beats", path=path, **conf)
 
-    def lm(self, layers: int | None = None):
+    def lm(self, layers: int | None = None, vocabulary: int | None = None):
         """The frozen language model, untrained, with a stand-in tokenizer."""
         import transformers
 
@@ -118,6 +118,9 @@ class Plan:
             for name in ("num_layers", "num_decoder_layers", "num_hidden_layers"):
                 if name in facts:
                     facts[name] = layers
+        if vocabulary is not None:
+            ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+            facts |= {"vocab_size": vocabulary} | {n: ids[n] for n in ids if n in facts}
         config = transformers.AutoConfig.for_model(**facts)
         if config.is_encoder_decoder:
             automatic = transformers.AutoModelForSeq2SeqLM
@@ -278,23 +281,32 @@ def activation_bytes(plan: Plan, lm, seconds: float) -> tuple[float, float]:
     qformer = _growth(plan, queries, [model])
     if lm is None:
         return qformer, 0.0
-    by_layers = []
-    for layers in (1, 2):
-        small = plan.lm(layers)
-
-        def loss(batch: int, small=small):
-            inputs = batch_of(plan, batch, seconds)
-            prefix = torch.randn(batch, model.qformer.num_queries, small.width)
-            names = ("llm_prompt", "llm_target")
-            names = [n for name in names for n in (name, f"{name}_lengths")]
-            texts = (inputs.get(name) for name in names)
-            return small.loss(prefix.requires_grad_(), *texts)
-
-        by_layers.append(_growth(plan, loss, [small, small.frozen.module]))
     facts = ARCHITECTURES[plan.language_model]
     layers = facts.get("num_layers", facts.get("num_hidden_layers"))
-    one, two = by_layers
-    return qformer, one + (layers - 1) * (two - one)
+    # Activations are a constant, so much per layer, and so much per logit: small models
+    # tell them, where a whole one would not fit.
+    base, deeper, wider = (
+        _lm_growth(plan, *sizes, model.qformer.num_queries, seconds)
+        for sizes in ((1, 1000), (2, 1000), (1, 2000))
+    )
+    per_layer, per_word = deeper - base, (wider - base) / 1000
+    words = facts["vocab_size"] - 1000
+    return qformer, base + (layers - 1) * per_layer + words * per_word
+
+
+def _lm_growth(plan: Plan, layers: int, words: int, queries: int, seconds: float):
+    """`_growth` of a small language model's loss."""
+    lm = plan.lm(layers, words)
+
+    def loss(batch: int):
+        inputs = batch_of(plan, batch, seconds)
+        prefix = torch.randn(batch, queries, lm.width)
+        names = ("llm_prompt", "llm_target")
+        names = [n for name in names for n in (name, f"{name}_lengths")]
+        texts = (inputs.get(name) for name in names)
+        return lm.loss(prefix.requires_grad_(), *texts)
+
+    return _growth(plan, loss, [lm, lm.frozen.module])
 
 
 def _growth(plan: Plan, compute, modules) -> float:

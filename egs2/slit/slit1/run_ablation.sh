@@ -7,6 +7,7 @@
 # Writes exp/ablation.md. All options are those of slit.sh.
 
 set -euo pipefail
+option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")"
 
 # Options

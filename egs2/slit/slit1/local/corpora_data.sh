@@ -7,6 +7,7 @@
 # --set esc50.test_fold=2 or --max_duration 30 --long crop.
 
 set -euo pipefail
+option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")/.."
 
 # Options

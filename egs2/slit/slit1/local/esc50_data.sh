@@ -6,6 +6,7 @@
 # not chosen by a validation fold: all other folds are trained on, as in the ESC paper.
 
 set -euo pipefail
+option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")/.."
 
 # Options

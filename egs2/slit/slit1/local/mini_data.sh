@@ -5,6 +5,7 @@
 # What is there already with the same settings is not made again.
 
 set -euo pipefail
+option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")/.."
 
 # Options

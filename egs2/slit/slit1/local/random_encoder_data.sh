@@ -5,6 +5,7 @@
 # architecture with the random weights it began with.
 
 set -euo pipefail
+option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")/.."
 
 # Options
