@@ -62,7 +62,6 @@ cat >"${dir}/run.sh" <<'EOF'
 #!/usr/bin/env bash
 # Give the paths of your encoder and language model here or on the command line.
 set -euo pipefail
-option_file=$(readlink -f "$0") # before cd: its comments are the options
 cd "$(dirname "$0")"
 
 ./slit.sh --config flan_t5_base \
