@@ -6,8 +6,8 @@
 
 Nothing is downloaded: sizes are in architectures.json, nothing is trained. Language
 models and Q-Formers are counted on the meta device. Activations are measured: the bytes
-that autograd keeps for the backward pass of a small batch in the number format of the
-config, of the Q-Former at full size, of the language model from small ones of its widths,
+that autograd keeps for the backward pass of a small batch, in the config's number
+format. The Q-Former is measured whole, the language model on small ones of its widths,
 since its layers are alike. A step (forward, backward, AdamW) is timed where all fits.
 """
 
