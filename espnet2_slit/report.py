@@ -133,14 +133,17 @@ def _figure(width, height):
 
     # Text as text: small, searchable, and in the page's own font.
     matplotlib.rcParams["svg.fonttype"] = "none"
-    matplotlib.rcParams["svg.hashsalt"] = "slit"  # the same report, the same bytes
     matplotlib.rcParams["font.size"] = 9
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure, label):
+    import matplotlib
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # The same report has the same bytes, and no two figures of a page share an id.
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return (

@@ -574,6 +574,7 @@ def test_printed_config_can_be_given_back(monkeypatch, tmp_path):
     assert args.model == "generative" and args.qformer_conf == {"width": 24}
     assert args.model_conf == {
         "carry_text_branch": True,
+        "precision": "float32",
         "extract_feats_in_collect_stats": False,
     }
 

@@ -12,7 +12,8 @@
 set -euo pipefail
 SLIT_CALLER_DIR=${SLIT_CALLER_DIR:-${PWD}}
 export SLIT_CALLER_DIR
-option_file=$(readlink -f "$0") # before cd: its comments are the options
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
 cd "$(dirname "$0")"
 
 # Options

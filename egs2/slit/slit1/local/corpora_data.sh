@@ -7,7 +7,8 @@
 # --set esc50.test_fold=2 or --max_duration 30 --long crop.
 
 set -euo pipefail
-option_file=$(readlink -f "$0") # before cd: its comments are the options
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
 cd "$(dirname "$0")/.."
 
 # Options

@@ -5,7 +5,8 @@
 # local/CORPUS.sh, which gets the options. slit.sh passes its --local_data_opts.
 
 set -euo pipefail
-option_file=$(readlink -f "$0") # before cd: its comments are the options
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
 cd "$(dirname "$0")/.."
 
 known=$(find -L local -maxdepth 1 -name '*.sh' ! -name data.sh ! -name path.sh -exec basename {} .sh \; |

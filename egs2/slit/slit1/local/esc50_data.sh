@@ -6,7 +6,8 @@
 # not chosen by a validation fold: all other folds are trained on, as in the ESC paper.
 
 set -euo pipefail
-option_file=$(readlink -f "$0") # before cd: its comments are the options
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
 cd "$(dirname "$0")/.."
 
 # Options
@@ -15,7 +16,7 @@ fold=1          # fold that is held out
 data_dir=data   # where the data directories go
 encoder=        # where the trained encoder goes
 init=downloads/mini/audio_encoder.pt # checkpoint it goes on from, made when it is missing
-epochs=80       # of the encoder's training
+epochs=30       # of the encoder's training
 nj=2            # processes
 # End of options
 

@@ -5,7 +5,8 @@
 # What is there already with the same settings is not made again.
 
 set -euo pipefail
-option_file=$(readlink -f "$0") # before cd: its comments are the options
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
 cd "$(dirname "$0")/.."
 
 # Options
