@@ -394,3 +394,25 @@ def test_two_ranks_are_one_rank(two_ranks, stage, split, tiny_parts):
         assert set(their_gradients) == set(gradients)
         for name, gradient in gradients.items():
             assert_close(their_gradients[name], gradient)
+
+
+# ------------------------------------------------------------------ precision
+
+
+def test_bfloat16_steps_are_close_and_weights_stay_float32(stage, tiny_parts):
+    batch = make_batch(stage)
+    exact = make_model(stage, tiny_parts.t5)
+    rounded = make_model(stage, tiny_parts.t5, precision="bfloat16")
+    loss, found = exact(**batch)[0], rounded(**batch)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss, rtol=0.02, atol=0.02)
+    assert found.item() != loss.item()  # it did compute in another precision
+    found.backward()
+    for parameter in rounded.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+def test_unknown_precision_is_named(stage, tiny_parts):
+    with pytest.raises(ValueError, match=r"precision: expected one of .*'float64'"):
+        make_model(stage, tiny_parts.t5, precision="float64")
