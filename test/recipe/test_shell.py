@@ -274,8 +274,8 @@ def test_help_of_the_recipes_lists_the_options_of_slit_sh(script):
 @pytest.mark.parametrize("script", ["run.sh", "run_esc50.sh", "local/mini_data.sh"])
 def test_scripts_find_their_options_when_called_from_another_folder(script):
     path = (RECIPE / script).relative_to(ROOT)
-    code, _, err = shell(path, "--no_such_option", "1", cwd=ROOT)
-    assert code == 2 and "unknown option --no_such_option" in err
+    code, out, err = shell(path, "--help", cwd=ROOT)
+    assert code == 0 and "Options" in out, err
 
 
 @pytest.mark.parametrize(
