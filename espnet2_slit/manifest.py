@@ -318,7 +318,8 @@ def _row(path: Path, line: int, row: dict[str, str], folder: Path, report: Repor
     if not audio:
         report.drop("no audio named", f"line {line}")
         return None
-    if audio.endswith("|") or "\n" in audio or "\0" in audio:
+    # a line of wav.scp ends at any of these for the tools that will read it
+    if audio.endswith("|") or set("\n\r\0") & set(audio):
         raise DataDirError(
             f"{where}: audio is {audio!r}, expected the path of a file (commands are only"
             " read from the wav.scp of a data directory)."

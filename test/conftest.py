@@ -14,6 +14,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 
+try:
+    from hypothesis import settings
+
+    # The same examples in every run; HYPOTHESIS_PROFILE=search looks for new ones.
+    settings.register_profile("repeatable", derandomize=True, deadline=None)
+    settings.register_profile("search", max_examples=500, deadline=None)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+except ImportError:
+    pass  # the tests that need it skip
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 CLIPS = 6
