@@ -75,10 +75,11 @@ def read_table(
                 f"{path}: expected the columns {', '.join(columns)}; "
                 f"found {', '.join(names) or 'an empty file'}."
             )
+        needed = 1 + max(map(names.index, columns), default=-1)
         for row in rows:
             if not row:
                 continue
-            if len(row) < len(columns):
+            if len(row) < needed:
                 raise CorpusError(
                     f"{path} line {rows.line_num}: expected {len(names)} columns, "
                     f"found {len(row)}: {row}"
