@@ -1,12 +1,12 @@
-"""Kaldi-style data directories: validate, fix, combine, subset, split, compare.
+"""Kaldi-style data directories: validate, fix, combine, subset, split.
 
 Owns the layout of a directory and keeps its files in agreement. What the audio holds is
 `prepare`'s business, where rows come from is that of `manifest` and `corpora`.
 
 A directory has one line per sample, `id value`, sorted bytewise, in UTF-8. Files with
-other keys are `wav.scp` (recordings, where there are `segments`), `spk2utt` (speakers) and
-`references` (clips, one line per reference). Large directories are handled one file at a
-time: what stays in memory is the ids.
+other keys are `wav.scp` (recordings, where there are `segments`), `spk2utt` (speakers)
+and `references` (clips, one line per reference). Large directories are handled one file
+at a time: what stays in memory is the ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 SCHEMA = 1
 TASKS = ("caption", "retrieval", "question_answering", "classification")
 SAMPLE_TASKS = ("caption", "question_answering", "classification")
-# Keyed by sample; a directory has those it needs. `segments` decides what wav.scp means.
+# Keyed by sample; a directory has those it needs. `segments` decide what wav.scp means.
 SAMPLE_FILES = (
     "text",
     "utt2spk",
@@ -246,6 +246,29 @@ def read_map(path: Path) -> dict[str, str]:
     return found
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list without ids, such as `labels`, once each; empty ones left out.
+
+    Only "\\n" ends a line: a label may hold U+2028 or U+0085, at which str.splitlines
+    would cut it.
+
+    Args:
+        path: file with one entry a line.
+
+    Returns:
+        Entries in the file's order, blanks around them removed.
+    """
+    with open(path, encoding="utf-8", newline="\n") as stream:
+        stripped = (line.strip(" \t\r\n") for line in stream)
+        return list(dict.fromkeys(line for line in stripped if line))
+
+
+def _lines(path: Path) -> list[str]:
+    """All lines as they are, without their ends."""
+    text = path.read_bytes().decode("utf-8")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def _listing(folder: Path) -> str:
     if not folder.is_dir():
         return f"no folder {folder}"
@@ -272,7 +295,9 @@ def read_set(directory: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataDirError(f"{path}: is not JSON ({error}). Write it again.") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
+        schema = (
+            found.get("schema") if isinstance(found, dict) else type(found).__name__
+        )
         raise DataDirError(f"{path}: expected schema {SCHEMA}, found {schema}.")
     unknown = [task for task in found.get("tasks", []) if task not in TASKS]
     if unknown:
@@ -287,7 +312,8 @@ def write_set(directory: Path, **values) -> None:
     content = {**read_set(directory), "sample_rate": 16000, **values}
     content["name"] = values.get("name", Path(directory).name)
     write_atomically(
-        Path(directory) / "set.json", [json.dumps(content, indent=1, ensure_ascii=False)]
+        Path(directory) / "set.json",
+        [json.dumps(content, indent=1, ensure_ascii=False)],
     )
 
 
@@ -541,7 +567,7 @@ def _check_meaning(directory: Path, ids: set[str], problems: _Problems) -> None:
     labels = None
     for name in ("labels", "answers"):
         if (directory / name).is_file():
-            lines = (directory / name).read_text(encoding="utf-8").splitlines()
+            lines = _lines(directory / name)
             labels = set(lines) if name == "labels" else labels
             if not lines or not all(line.strip() for line in lines):
                 problems.add(name, "is empty or has empty lines, expected one a line")
@@ -557,7 +583,9 @@ def _check_meaning(directory: Path, ids: set[str], problems: _Problems) -> None:
     }
     for task in tasks:
         if not (directory / needs[task]).is_file():
-            problems.add("set.json", f"names the task {task}, which needs {needs[task]}")
+            problems.add(
+                "set.json", f"names the task {task}, which needs {needs[task]}"
+            )
     if "classification" in tasks and labels and (directory / "text").is_file():
         texts = (text for _, text in read_pairs(directory / "text"))
         # several labels of one clip are joined by "; "
@@ -708,8 +736,7 @@ def rewrite(source: Path, target: Path, ids: set[str], backup: bool = False) -> 
                     out.add(f"{key} {value}")
     for name in PLAIN_FILES:
         if source != target and (source / name).is_file():
-            text = (source / name).read_text(encoding="utf-8")
-            write_atomically(target / name, text.splitlines())
+            write_atomically(target / name, _lines(source / name))
 
 
 def combine(target: Path, sources: Iterable[Path]) -> Report:
@@ -789,13 +816,14 @@ def combine(target: Path, sources: Iterable[Path]) -> Report:
         if all((source / name).is_file() for source in sources):
             lines: dict[str, None] = {}
             for source in sources:
-                text = (source / name).read_text(encoding="utf-8")
-                lines.update(dict.fromkeys(text.splitlines()))
+                lines.update(dict.fromkeys(read_lines(source / name)))
             write_atomically(target / name, lines)
     descriptions = [read_set(source) for source in sources]
     write_set(
         target,
-        corpus="+".join(dict.fromkeys(d["corpus"] for d in descriptions if d["corpus"])),
+        corpus="+".join(
+            dict.fromkeys(d["corpus"] for d in descriptions if d["corpus"])
+        ),
         split=descriptions[0]["split"],
         tasks=[t for t in TASKS if all(t in d["tasks"] for d in descriptions)],
         zero_shot=all(d["zero_shot"] for d in descriptions),
@@ -900,77 +928,3 @@ def split(source: Path, target: Path, parts: int) -> list[Path]:
         made.append(Path(target) / str(part + 1))
         rewrite(source, made[-1], chosen)
     return made
-
-
-# ---------------------------------------------------------------------------- leakage
-
-
-def origins(directory: Path) -> dict[str, dict[str, str]]:
-    """Everything by which a clip can be recognised in another directory.
-
-    Args:
-        directory: data directory.
-
-    Returns:
-        {"clip": {clip id: sample id}, "source": {origin: sample id},
-        "audio": {real path [+ segment]: sample id}}.
-    """
-    directory = Path(directory)
-    clip = clip_of(directory)
-    found: dict[str, dict[str, str]] = {"clip": {}, "source": {}, "audio": {}}
-    for sample in sample_ids(directory):
-        found["clip"].setdefault(clip.get(sample, sample), sample)
-    if (directory / "utt2source").is_file():
-        for sample, source in read_pairs(directory / "utt2source"):
-            found["source"].setdefault(source, sample)
-    if (directory / "wav.scp").is_file():
-        recordings = dict(read_pairs(directory / "wav.scp"))
-        if (directory / "segments").is_file():
-            pairs = read_pairs(directory / "segments")
-            places = {key: value.split() for key, value in pairs}
-            recordings = {
-                key: f"{os.path.realpath(recordings.get(name, name))} {start} {end}"
-                for key, (name, start, end) in places.items()
-            }
-        else:
-            recordings = {
-                key: value if value.endswith("|") else os.path.realpath(value)
-                for key, value in recordings.items()
-            }
-        for sample, path in recordings.items():
-            found["audio"].setdefault(path, sample)
-    return found
-
-
-def leakage(train: Iterable[Path], test: Iterable[Path]) -> list[dict]:
-    """Clips that are in a training and in a test directory.
-
-    Args:
-        train: data directories trained on.
-        test: data directories scored on.
-
-    Returns:
-        One dict per pair of directories and kind of match (clip, source, audio) that
-        overlap: {"train", "test", "by", "count", "of", "examples", "samples"}; `samples`
-        are the ids in the training directory.
-    """
-    tests = {Path(directory): origins(directory) for directory in test}
-    found = []
-    for directory in map(Path, train):
-        mine = origins(directory)
-        for other, theirs in tests.items():
-            for kind in ("clip", "source", "audio"):
-                common = sorted(mine[kind].keys() & theirs[kind].keys())
-                if common:
-                    found.append(
-                        {
-                            "train": str(directory),
-                            "test": str(other),
-                            "by": kind,
-                            "count": len(common),
-                            "of": len(theirs[kind]),
-                            "examples": common[:EXAMPLES],
-                            "samples": [mine[kind][key] for key in common],
-                        }
-                    )
-    return found

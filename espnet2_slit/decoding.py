@@ -21,6 +21,7 @@ import numpy as np
 from espnet2_slit import templates
 from espnet2_slit.data_dir import (
     DataDirError,
+    read_lines,
     read_map,
     read_pairs,
     read_set,
@@ -172,10 +173,7 @@ class EvaluationSet:
     def lines(self, name):
         """Lines of a file without keys; None if there is none."""
         path = self.dir / name
-        if not path.is_file():
-            return None
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        return read_lines(path) if path.is_file() else None
 
     def texts(self):
         """(clip id, text) pairs that retrieval searches with and among."""

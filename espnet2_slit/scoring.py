@@ -14,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .data_dir import clip_of, read_map, read_pairs, read_set, sample_ids
+from .data_dir import (
+    clip_of,
+    read_lines,
+    read_map,
+    read_pairs,
+    read_set,
+    sample_ids,
+)
 from .metrics import classification, question_answering, retrieval
 from .metrics.bootstrap import Items, NotComputed, mean_items, replicates
 from .metrics.captioning import CaptionOptions, score_captions
@@ -109,12 +116,6 @@ def read_references(data_dir):
     for sample, text in read_pairs(data_dir / "text"):
         references.setdefault(clips.get(sample, sample), []).append(text)
     return references
-
-
-def read_lines(path):
-    """Non-empty lines of a list without keys, e.g. `labels`."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
 
 
 def check_ids(expected, found, expected_in, found_in):

@@ -55,7 +55,10 @@ BAD = {
     "repeated id": ({"text": "a x\na y\nb z\nc w\n"}, "repeats the id"),
     "windows line ends": ({"text": b"a x\r\nb y\r\nc z\r\n"}, "Windows line end"),
     "latin-1": ({"text": b"a x\nb \xe4\nc z\n"}, "line 2 is not UTF-8"),
-    "no value": ({"wav__scp": "a /x\nb\nc /z\n"}, "line 2 ('b') has an id and no value"),
+    "no value": (
+        {"wav__scp": "a /x\nb\nc /z\n"},
+        "line 2 ('b') has an id and no value",
+    ),
     "cut off": ({"text": "a x\nb y\nc z"}, "lacks a line end"),
     "empty file": ({"text": ""}, "is empty (0 bytes)"),
     "missing text": ({"text": None}, "text: no such file"),
@@ -69,7 +72,10 @@ BAD = {
         {"utt2audio": "a x y\nb x\nc x\n"},
         "clip ids must be one word",
     ),
-    "segment backwards": ({"segments": "a a 2 1\nb b 0 1\nc c 0 1\n"}, "0 <= start < end"),
+    "segment backwards": (
+        {"segments": "a a 2 1\nb b 0 1\nc c 0 1\n"},
+        "0 <= start < end",
+    ),
     "segment without times": (
         {"segments": "a a\nb b 0 1\nc c 0 1\n"},
         "'a' has 'a', expected `recording start end`",
@@ -85,7 +91,10 @@ BAD = {
     "labels twice": ({"labels": "dog\ncat\ndog\n"}, "labels: has lines twice ('dog')"),
     "labels empty": ({"labels": ""}, "labels: is empty"),
     "set.json broken": ({"set__json": "{"}, "set.json: is not JSON"),
-    "set.json of the future": ({"set__json": '{"schema": 2}'}, "expected schema 1, found 2"),
+    "set.json of the future": (
+        {"set__json": '{"schema": 2}'},
+        "expected schema 1, found 2",
+    ),
     "set.json unknown task": (
         {"set__json": '{"schema": 1, "tasks": ["dance"]}'},
         "found dance",
@@ -183,7 +192,9 @@ def test_fix_keeps_only_recordings_that_segments_use(tmp_path):
 
 
 def test_combine_joins_and_fills_in_known_defaults(tmp_path):
-    one = make(tmp_path / "1", ("a", "b"), utt2audio="a k\nb k\n", instruction="a i\nb j\n")
+    one = make(
+        tmp_path / "1", ("a", "b"), utt2audio="a k\nb k\n", instruction="a i\nb j\n"
+    )
     two = make(tmp_path / "2", ("c",))
     report = data_dir.combine(tmp_path / "all", [two, one])
     assert data_dir.validate(tmp_path / "all") == 3
@@ -246,7 +257,7 @@ def test_subset_by_count_seed_ids_and_exclusion(tmp_path):
         data_dir.subset(folder, tmp_path / "no", ids=["zz"])
 
 
-def test_leakage_is_found_by_clip_source_and_audio(tmp_path):
+def test_leaking_samples_are_reported_and_dropped(tmp_path, capsys):
     train = make(tmp_path / "train", ("a", "b", "c"), utt2source="a s1\nb s2\nc s3\n")
     test = make(
         tmp_path / "test",
@@ -254,15 +265,40 @@ def test_leakage_is_found_by_clip_source_and_audio(tmp_path):
         wav__scp=f"x {os.path.sep}audio/2.wav\ny /other.wav\n",
         utt2source="x q\ny s1\n",
     )
-    found = {entry["by"]: entry for entry in data_dir.leakage([train], [test])}
-    assert set(found) == {"audio", "source"}
-    assert found["audio"]["samples"] == ["c"] and found["source"]["samples"] == ["a"]
-    code = slit_data.main(
-        ["leakage", "--train", str(train), "--test", str(test), "--drop", str(tmp_path / "o")]
-    )
-    assert code == 0
+    data_dir.write_set(test, split="test")
+    words = ["leakage", "--train", str(train), "--test", str(test)]
+    assert slit_data.main([*words, "--report", str(tmp_path / "r.json")]) == 1
+    shown = capsys.readouterr().out
+    assert "same source 1 (e.g. s1), same file 1 (e.g. /audio/2.wav)" in shown
+    assert "1 of 1 pairs of training and test directories overlap" in shown
+    (row,) = json.loads((tmp_path / "r.json").read_text())
+    assert row["samples"] == ["a", "c"] and row["clips"] == 2
+    assert slit_data.main([*words, "--fail", "never"]) == 0
+    assert slit_data.main([*words, "--fail", "zero_shot"]) == 0
+    data_dir.write_set(test, split="test", zero_shot=True)
+    assert slit_data.main([*words, "--fail", "zero_shot"]) == 1
+    assert slit_data.main([*words, "--drop", str(tmp_path / "o")]) == 0
     assert data_dir.sample_ids(tmp_path / "o" / "train") == ["b"]
-    assert data_dir.leakage([tmp_path / "o" / "train"], [test]) == []
+    dropped = ["leakage", "--train", str(tmp_path / "o/train"), "--test", str(test)]
+    assert slit_data.main(dropped) == 0
+
+
+def test_a_label_may_hold_a_line_separator(tmp_path):
+    labels = "dog\u2028barks\ncat\x85\nbell\n"
+    text = "a dog\u2028barks\nb cat\x85\nc bell\n"
+    tasks = "a classification\nb classification\nc classification\n"
+    folder = make(tmp_path / "d", labels=labels, text=text, utt2task=tasks)
+    assert data_dir.read_lines(folder / "labels") == [
+        "dog\u2028barks",
+        "cat\x85",
+        "bell",
+    ]
+    assert data_dir.validate(folder) == 3
+    data_dir.subset(folder, tmp_path / "part", ids=["a"])
+    assert (tmp_path / "part" / "labels").read_text() == labels
+    other = make(tmp_path / "e", ("x",), labels="bell\nbird\n")
+    data_dir.combine(tmp_path / "both", [folder, other])
+    assert (tmp_path / "both" / "labels").read_text() == labels + "bird\n"
 
 
 ids = st.text(

@@ -188,8 +188,9 @@ def bar(total, unit="file"):
 def lines_of(values):
     """Values of the command line, or the lines of the one file they name."""
     if len(values) == 1 and Path(values[0]).is_file():
-        lines = Path(values[0]).read_text(encoding="utf-8").splitlines()
-        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        from espnet2_slit.data_dir import read_lines
+
+        return read_lines(values[0])
     return values
 
 

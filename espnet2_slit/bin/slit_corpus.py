@@ -4,7 +4,6 @@
 python -m espnet2_slit.bin.slit_corpus esc50 --root /corpora/ESC-50 --test_fold 1
 python -m espnet2_slit.bin.slit_corpus esc50 --help     the options of one corpus
 python -m espnet2_slit.bin.slit_corpus instruction data/a data/b --out data/train
-python -m espnet2_slit.bin.slit_corpus leakage --train data/a --test data/b
 """
 
 import argparse
@@ -22,7 +21,6 @@ from espnet2_slit.corpora import (
     Limits,
     build_sets,
     instruction,
-    leakage,
     recipe,
 )
 from espnet2_slit.corpora.espnet_recipe import read_recipe_set
@@ -79,7 +77,6 @@ def get_parser():
     add_instruction(commands)
     add_label_captions(commands)
     add_categories(commands)
-    add_leakage(commands)
     return parser
 
 
@@ -222,29 +219,6 @@ def add_categories(commands):
     )
     one.add_argument("sources", type=Path, nargs="+", help="data directories")
     one.set_defaults(run=make_categories)
-
-
-def add_leakage(commands):
-    """The command that compares training and test sets."""
-    one = commands.add_parser(
-        "leakage", help="which test clips were trained on, by clip, source and file"
-    )
-    one.add_argument("--train", type=Path, nargs="+", required=True)
-    one.add_argument("--test", type=Path, nargs="+", required=True)
-    one.add_argument("--report", type=Path, help="write the table here too")
-    one.add_argument(
-        "--leaking",
-        type=Path,
-        help="write the training samples that overlap here, one a line "
-        "(slit_data subset --exclude)",
-    )
-    one.add_argument(
-        "--fail",
-        choices=("zero_shot", "any", "never"),
-        default="zero_shot",
-        help="what ends with status 1: a broken zero-shot claim, any overlap, nothing",
-    )
-    one.set_defaults(run=check_leakage)
 
 
 def add_corpus_options(one, reader):
@@ -395,28 +369,6 @@ def make_categories(args):
     """Writes category2utt beside each utt2category."""
     for source in args.sources:
         print(f"{source}: {instruction.write_categories(source):,} categories")
-
-
-def check_leakage(args):
-    """Prints the table; status 1 where --fail says so."""
-    rows = leakage.find_overlaps(args.train, args.test)
-    table = leakage.report(rows)
-    print(table, end="")
-    if args.report:
-        args.report.write_text(table, encoding="utf-8")
-    if args.leaking:
-        found = {
-            u for d in args.train for u in leakage.leaking_utterances(d, args.test)
-        }
-        args.leaking.write_text("".join(f"{u}\n" for u in sorted(found)), "utf-8")
-    matters = {"any": True, "never": False}
-    wrong = [row for row in rows if row.clips and matters.get(args.fail, row.zero_shot)]
-    if wrong:
-        sys.exit(
-            f"{len(wrong)} overlaps that must not be. Leave those training samples "
-            "out (--leaking FILE, then slit_data subset --exclude FILE), use the "
-            "blacklists of WavCaps, or withdraw the claim (--zero_shot false)."
-        )
 
 
 def main(cmd=None):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from espnet2_slit import data_dir
@@ -17,7 +18,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Command line of slit_data."""
     parser = argparse.ArgumentParser(
         prog="slit_data",
-        description="Kaldi-style data directories: one line per sample, sorted bytewise.",
+        description="Kaldi-style data directories: a line per sample, sorted bytewise.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -42,7 +43,9 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=Path)
     command.add_argument("--count", type=int, help="clips to take: the first ones")
     command.add_argument("--seed", type=int, help="take random ones")
-    command.add_argument("--ids", type=Path, help="file with sample or clip ids to take")
+    command.add_argument(
+        "--ids", type=Path, help="file with sample or clip ids to take"
+    )
     command.add_argument("--exclude", type=Path, help="file with ids to leave out")
 
     command = add("split", _split, "Cut into near-equal parts TARGET/1, TARGET/2, ...")
@@ -50,9 +53,15 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=Path)
     command.add_argument("--parts", type=int, required=True)
 
-    command = add("from_manifest", _from_manifest, "Make directories of a CSV or JSONL.")
-    command.add_argument("manifest", type=Path, help="audio,text[,instruction,task,...]")
-    command.add_argument("target", type=Path, help="folder of the directories, e.g. data")
+    command = add(
+        "from_manifest", _from_manifest, "Make directories of a CSV or JSONL."
+    )
+    command.add_argument(
+        "manifest", type=Path, help="audio,text[,instruction,task,...]"
+    )
+    command.add_argument(
+        "target", type=Path, help="folder of the directories, e.g. data"
+    )
     command.add_argument("--corpus", default="", help="name shown beside scores")
     command.add_argument("--valid-fraction", type=float, default=0.05)
     command.add_argument("--test-fraction", type=float, default=0.1)
@@ -63,7 +72,9 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=Path, help="e.g. dump/raw/SET")
     command.add_argument("--sample-rate", type=int, default=16000)
     command.add_argument("--min-duration-s", type=float, default=0.05)
-    command.add_argument("--max-duration-s", type=float, default=0.0, help="0: no limit")
+    command.add_argument(
+        "--max-duration-s", type=float, default=0.0, help="0: no limit"
+    )
     command.add_argument("--check", choices=["full", "header"], default="full")
     command.add_argument("--audio-format", choices=["flac", "wav"], default="flac")
     command.add_argument("--audio-dir", type=Path, help="of converted clips")
@@ -74,13 +85,21 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--test", nargs="+", type=Path, required=True)
     command.add_argument("--report", type=Path, help="write the findings as JSON")
     command.add_argument(
+        "--fail",
+        choices=("any", "zero_shot", "never"),
+        default="any",
+        help="what ends with status 1: any overlap, a broken zero-shot claim, nothing",
+    )
+    command.add_argument(
         "--drop",
         type=Path,
         metavar="DIR",
-        help="write the training directories without these clips to DIR/<name>",
+        help="write the training directories without these samples to DIR/<name>",
     )
 
-    command = add("list", _list, "Names of the directories of one split below a folder.")
+    command = add(
+        "list", _list, "Names of the directories of one split below a folder."
+    )
     command.add_argument("folder", type=Path)
     command.add_argument("--split", choices=["train", "valid", "test"])
     return parser
@@ -158,27 +177,26 @@ def _prepare(args) -> int:
 
 
 def _leakage(args) -> int:
-    found = data_dir.leakage(args.train, args.test)
-    for entry in found:
-        print(
-            f"{entry['train']} has {entry['count']} of {entry['of']} clips of"
-            f" {entry['test']} (same {entry['by']}: {', '.join(entry['examples'])})"
-        )
+    from espnet2_slit.corpora import leakage
+
+    rows = leakage.find_overlaps(args.train, args.test)
+    for row in rows:
+        print(row.line())
     if args.report:
-        data_dir.write_atomically(args.report, [json.dumps(found, indent=1)])
-    if args.drop is None:
-        print(f"{len(found)} overlaps between training and test directories")
-        return 1 if found else 0
-    for directory in args.train:
-        clip = data_dir.clip_of(directory)
-        shared = {
-            clip.get(sample, sample)
-            for entry in found
-            if entry["train"] == str(directory)
-            for sample in entry["samples"]
-        }
-        _show(data_dir.subset(directory, args.drop / directory.name, exclude=shared))
-    return 0
+        facts = [asdict(row) for row in rows]
+        data_dir.write_atomically(args.report, [json.dumps(facts, indent=1)])
+    if args.drop is not None:
+        for folder in args.train:
+            shared = {key for r in rows if r.train == str(folder) for key in r.samples}
+            _show(data_dir.subset(folder, args.drop / folder.name, exclude=shared))
+        return 0
+    wrong = [
+        row
+        for row in rows
+        if row.samples and (row.zero_shot or args.fail != "zero_shot")
+    ]
+    print(f"{len(wrong)} of {len(rows)} pairs of training and test directories overlap")
+    return 1 if wrong and args.fail != "never" else 0
 
 
 def _list(args) -> int:

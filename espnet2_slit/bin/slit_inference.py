@@ -121,8 +121,9 @@ def device_of(args):
 def labels_of(values):
     """Labels from the command line, or from the lines of one file."""
     if len(values) == 1 and Path(values[0]).is_file():
-        lines = Path(values[0]).read_text(encoding="utf-8").splitlines()
-        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        from espnet2_slit.data_dir import read_lines
+
+        return read_lines(values[0])
     return values
 
 

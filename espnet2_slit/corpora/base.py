@@ -368,7 +368,7 @@ class SetBuilder:
         facts = json.dumps(asdict(report), indent=2, ensure_ascii=False)
         for name, content in (("txt", report.text()), ("json", facts)):
             data_dir.write_atomically(
-                files.folder / f"corpus_report.{name}", content.splitlines()
+                files.folder / f"corpus_report.{name}", [content.rstrip("\n")]
             )
         scored = (plan.tasks or sorted(files.tasks)) if plan.evaluation else []
         part = role(plan.split, plan.evaluation)

@@ -301,7 +301,7 @@ def _asked(folder: Path, wording: Wording, skip: Container[str]) -> Iterator[Utt
     captions = _some_captions(folder, wording) if wording.verification else []
     labels: tuple[str, ...] = ()
     if (folder / "labels").is_file():
-        labels = tuple((folder / "labels").read_text(encoding="utf-8").splitlines())
+        labels = tuple(data_dir.read_lines(folder / "labels"))
     for utterance in read_utterances(folder):
         if utterance.id in skip:
             continue
@@ -482,7 +482,7 @@ def caption_labels(
     labels = Path(source) / "labels"
     files.describe(
         # kept: two captions of one label are never each other's wrong caption
-        labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else (),
+        data_dir.read_lines(labels) if labels.is_file() else (),
         corpus=facts["corpus"],
         split=facts["split"],
         variant=facts["variant"],

@@ -73,7 +73,7 @@ def make(recipe: Recipe, out: Path) -> tuple[dict[str, int], list[Report]]:
         leaking: set[str] = set()
         if recipe.drop_leaking and part == "train":
             for source in parts:
-                found = set(leakage.leaking_utterances(source, tests))
+                found = leakage.leaking_samples(source, tests)
                 if found:
                     logging.warning(
                         "%s: %d samples left out, a test set has their recordings",

@@ -3,8 +3,8 @@
 import pytest
 
 from espnet2_slit import data_dir
-from espnet2_slit.bin import slit_corpus
-from espnet2_slit.corpora import READERS
+from espnet2_slit.bin import slit_corpus, slit_data
+from espnet2_slit.corpora import READERS, leakage
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -35,7 +35,6 @@ def test_a_corpus_is_made_and_reported(tree, tmp_path, capsys):
         ("esc50 --root /nowhere", "there is no folder /nowhere"),
         ("esc50 --root {root} --splits trian", "found trian"),
         ("clotho_aqa --root {root} --votes best", "found best"),
-        ("leakage --train {root} --test {root}", "no such file"),
         ("prepare --corpora esc50", "ESC50 in db.sh"),
         (
             "prepare --corpora esc50 --root esc50={root} --set esc50.fold=1",
@@ -45,8 +44,7 @@ def test_a_corpus_is_made_and_reported(tree, tmp_path, capsys):
 )
 def test_mistakes_end_with_a_sentence(tree, tmp_path, command, message):
     words = command.format(root=tree("esc50")).split()
-    if words[0] != "leakage":
-        words += ["--out", str(tmp_path)]
+    words += ["--out", str(tmp_path)]
     with pytest.raises(SystemExit) as caught:
         slit_corpus.main(words)
     assert message in str(caught.value.code)
@@ -106,7 +104,7 @@ def test_a_recipe_mixes_corpora_and_leaves_leaking_samples_out(
     assert "samples left out" in caplog.text
     words = ["leakage", "--train", str(tmp_path / "train_instruction"), "--test"]
     words += [str(tmp_path / n) for n in sets if n.endswith(("test", "evaluation"))]
-    slit_corpus.main([*words, "--fail", "any"])
+    assert slit_data.main(words) == 0
 
 
 def test_all_corpora_fit_in_one_recipe(tree, tmp_path, column):
@@ -142,20 +140,15 @@ def test_all_corpora_fit_in_one_recipe(tree, tmp_path, column):
     assert (train / "segments").exists()  # cut to 0.9 s
 
 
-def test_leakage_prints_its_table_and_fails_as_asked(tree, tmp_path, capsys):
+def test_training_on_tested_folds_breaks_the_zero_shot_claim(tree, tmp_path, capsys):
     words = ["esc50", "--root", str(tree("esc50")), "--out", str(tmp_path)]
     slit_corpus.main([*words, "--splits", "train,all", "--jobs", "1"])
     train, test = tmp_path / "esc50_train", tmp_path / "esc50_all"
     words = ["leakage", "--train", str(train), "--test", str(test)]
-    words += ["--report", str(tmp_path / "table"), "--leaking", str(tmp_path / "ids")]
-    with pytest.raises(SystemExit, match="3 overlaps that must not be"):
-        slit_corpus.main(words)
-    slit_corpus.main([*words, "--fail", "never"])
+    assert slit_data.main([*words, "--fail", "zero_shot"]) == 1
     shown = capsys.readouterr().out
-    assert "18 of 30" in shown and "NOT ZERO-SHOT" in shown
-    assert (tmp_path / "table").read_text() in shown
-    ids = (tmp_path / "ids").read_text().split()
-    assert ids == data_dir.sample_ids(train)
+    assert "NOT ZERO-SHOT" in shown and "(30 clips): same clip 18" in shown
+    assert leakage.leaking_samples(train, [test]) == set(data_dir.sample_ids(train))
 
 
 def test_sets_can_be_mixed_captioned_and_counted(tree, tmp_path, capsys):
