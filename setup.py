@@ -33,6 +33,7 @@ extras_require = {
     "train": ["tensorboard"],
     "lora": ["peft>=0.13"],
     "quantize": ["bitsandbytes>=0.43"],
+    "fetch": ["py7zr>=0.22"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
     "hub": ["huggingface_hub", "espnet_model_zoo"],
@@ -44,7 +45,7 @@ extras_require = {
 extras_require["all"] = sorted(
     {
         name
-        for extra in ("train", "lora", "score", "demo", "hub")
+        for extra in ("train", "lora", "fetch", "score", "demo", "hub")
         for name in extras_require[extra]
     }
 )

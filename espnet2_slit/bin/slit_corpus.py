@@ -20,6 +20,7 @@ from espnet2_slit.corpora import (
     CorpusError,
     Limits,
     build_sets,
+    fetch,
     instruction,
     recipe,
 )
@@ -72,12 +73,49 @@ def get_parser():
         )
         add_corpus_options(one, reader)
         one.set_defaults(run=make_corpus)
+    add_fetch(commands)
     add_prepare(commands)
     add_recipe(commands)
     add_instruction(commands)
     add_label_captions(commands)
     add_categories(commands)
     return parser
+
+
+def add_fetch(commands):
+    """The command that fetches archives."""
+    known = [name for name, reader in READERS.items() if reader.mirror]
+    text = "fetch a corpus' archives from a public mirror, with checksums"
+    one = commands.add_parser("fetch", help=text, description=f"{text}.")
+    one.add_argument(
+        "corpus",
+        nargs="?",
+        choices=known,
+        help="one with published checksums; others: --md5 and --base_url",
+    )
+    one.add_argument("--out", type=Path, required=True, help="where the files go")
+    one.add_argument(
+        "--base_url",
+        help="another mirror: http, https, file:// or a folder; {name} in it stands "
+        "for the file, else the name is added",
+    )
+    one.add_argument(
+        "--md5",
+        type=Path,
+        metavar="FILE",
+        help="what to fetch and its checksums, as md5sum writes them: `<md5>  <name>`",
+    )
+    one.add_argument(
+        "--files", default="", help="only these of them, comma-separated (default: all)"
+    )
+    one.add_argument("--unpack", type=boolean, default=True, help="default: true")
+    one.add_argument(
+        "--keep",
+        type=boolean,
+        default=True,
+        help="keep archives that are unpacked (default: true)",
+    )
+    one.set_defaults(run=fetch_archives)
 
 
 def add_limits(one):
@@ -281,6 +319,28 @@ def make_corpus(args):
     )
     for report in reports:
         print(report.text())
+
+
+def fetch_archives(args):
+    """Fetches, checks and unpacks; says what and how much."""
+    logging.getLogger().setLevel(logging.INFO)
+    mirror = READERS[args.corpus].mirror if args.corpus else None
+    base_url = args.base_url or (mirror and mirror.base_url)
+    md5 = fetch.read_md5(args.md5) if args.md5 else (mirror and mirror.md5)
+    if not (base_url and md5):
+        raise CorpusError(
+            "fetch what? Name a corpus with published checksums, or give both "
+            "--base_url URL and --md5 FILE"
+        )
+    wanted = [name for name in args.files.split(",") if name]
+    unknown = [name for name in wanted if name not in md5]
+    if unknown:
+        raise CorpusError(
+            f"--files: expected some of {', '.join(md5)}; found {', '.join(unknown)}"
+        )
+    md5 = {name: digest for name, digest in md5.items() if not wanted or name in wanted}
+    fetch.fetch(fetch.Mirror(base_url, md5), args.out, args.unpack, args.keep)
+    print(f"{args.out}: {len(md5)} files")
 
 
 def open_corpora(names, roots, options):

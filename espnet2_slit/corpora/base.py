@@ -19,6 +19,7 @@ from pathlib import Path
 
 from espnet2_slit import data_dir
 from espnet2_slit.corpora.audio_index import AudioIndex, Prober, strip_suffix
+from espnet2_slit.corpora.fetch import Mirror
 from espnet2_slit.corpora.set_files import SetFiles
 from espnet2_slit.corpora.tables import CorpusError, clean
 
@@ -419,6 +420,7 @@ class Corpus:
         loose_names: audio names may differ in blanks and punctuation.
         strict_hint: splits share file names, so that `audio_hint` must hold; else it is
             dropped where no path has it.
+        mirror: where its archives can be fetched with published checksums, if anywhere.
     """
 
     name = ""
@@ -429,6 +431,7 @@ class Corpus:
     audio_folders: tuple[str, ...] = ()
     loose_names = False
     strict_hint = False
+    mirror: Mirror | None = None
 
     def __init__(self, root: Path):
         self.root = Path(root)

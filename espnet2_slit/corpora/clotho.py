@@ -18,14 +18,22 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
+from espnet2_slit.corpora.fetch import Mirror
 from espnet2_slit.corpora.tables import encoding_of, read_table
 
-# published on Zenodo, record 4783391
-CAPTIONS_MD5 = {
-    "development": "d4090b39ce9f2491908eebf4d5b09bae",
-    "validation": "5879e023032b22a2c930aaa0528bead4",
-    "evaluation": "1b16b9e57cf7bdb7f13a13802aeb57e2",
-}
+# Version 2.1; checksums as published there. The other metadata files are not needed.
+MIRROR = Mirror(
+    base_url="https://zenodo.org/records/4783391/files/{name}?download=1",
+    md5={
+        "clotho_captions_development.csv": "d4090b39ce9f2491908eebf4d5b09bae",
+        "clotho_captions_validation.csv": "5879e023032b22a2c930aaa0528bead4",
+        "clotho_captions_evaluation.csv": "1b16b9e57cf7bdb7f13a13802aeb57e2",
+        "clotho_metadata_development.csv": "170d20935ecfdf161ce1bb154118cda5",
+        "clotho_audio_development.7z": "c8b05bc7acdb13895bb3c6a29608667e",
+        "clotho_audio_validation.7z": "7dba730be08bada48bd15dc4e668df59",
+        "clotho_audio_evaluation.7z": "4569624ccadf96223f19cb59fe4f849f",
+    },
+)
 CAPTIONS = tuple(f"caption_{n}" for n in range(1, 6))
 
 
@@ -41,6 +49,7 @@ class Clotho(Corpus):
     evaluation_splits = ("evaluation",)
     train_splits = ("development",)
     loose_names = True
+    mirror = MIRROR
 
     def audio_hint(self, split: str) -> tuple[str, ...]:
         return (split,)
@@ -49,12 +58,13 @@ class Clotho(Corpus):
         file = f"clotho_captions_{split}.csv"
         table = self.find(*self.below(file))
         digest = md5_as_published(table)
-        is_2_1 = digest == CAPTIONS_MD5[split]
+        published = MIRROR.md5[file]
+        is_2_1 = digest == published
         if not is_2_1:
             logging.warning(
                 "%s is not the file of Clotho 2.1: expected md5 %s, found %s. "
                 "Scores will say so.",
-                *(table, CAPTIONS_MD5[split], digest),
+                *(table, published, digest),
             )
         tally = Counter()
         return SetPlan(

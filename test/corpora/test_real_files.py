@@ -11,7 +11,7 @@ import soundfile
 from espnet2_slit import data_dir
 from espnet2_slit.corpora import Limits
 from espnet2_slit.corpora.audiocaps import AudioCaps
-from espnet2_slit.corpora.clotho import CAPTIONS_MD5, Clotho, md5_as_published
+from espnet2_slit.corpora.clotho import MIRROR, Clotho, md5_as_published
 from espnet2_slit.corpora.esc50 import ESC50
 from espnet2_slit.corpora.wavcaps import WavCaps
 
@@ -70,7 +70,7 @@ def test_audiocaps_val_has_2475_rows_of_495_clips(tmp_path, build, noise, column
 def test_clotho_has_five_captions_a_clip(tmp_path, build, noise, column, split, clips):
     folder = DATA / "clotho"
     captions = folder / f"clotho_captions_{split}.csv"
-    assert md5_as_published(captions) == CAPTIONS_MD5[split]
+    assert md5_as_published(captions) == MIRROR.md5[captions.name]
     names = first_column(captions, "file_name")
     audio = stand_in(names, tmp_path / "wav", noise)
     made, report = build(Clotho(folder), split, SIZES_ONLY, audio_dirs=[audio])

@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 # Options
 corpora=        # to train and test on: names of db.sh in lower case
 zero_shot=      # to test on only
+fetch=          # fetch these first, with checksums, to downloads/<corpus>: clotho
 data_dir=data   # where the data directories go
 nj=4            # processes that look into audio files
 python=python3  # the Python of the project's environment
@@ -25,6 +26,10 @@ parse_known_options "$@"
 . ./db.sh
 
 [ -n "${corpora}" ] || usage_error "which corpora? --corpora \"audiocaps clotho\""
+for corpus in ${fetch//,/ }; do
+    "${python}" -m espnet2_slit.bin.slit_corpus fetch "${corpus}" --out "downloads/${corpus}"
+    printf -v "${corpus^^}" '%s' "downloads/${corpus}"
+done
 roots=()
 for corpus in ${corpora//,/ } ${zero_shot//,/ }; do
     variable=${corpus^^}
