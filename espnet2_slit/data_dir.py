@@ -36,6 +36,7 @@ SAMPLE_FILES = (
     "utt2task",
     "utt2category",
     "utt2source",
+    "utt2fold",
     "utt2num_samples",
     "utt2dur",
     "feats.scp",

@@ -41,6 +41,7 @@ class Sample:
         seconds: (start, end) inside the file, None for all of it.
         duration: published length in seconds, used where files are not probed.
         labels: all labels of a multi-label clip; `text` joins them.
+        fold: published fold of the clip, where accuracy is a mean over folds.
     """
 
     clip: str
@@ -52,6 +53,7 @@ class Sample:
     seconds: tuple[float, float] | None = None
     duration: float | None = None
     labels: tuple[str, ...] = ()
+    fold: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,7 @@ class SetBuilder:
             instruction=clean(sample.instruction),
             segment=(clip.id, clip.start, clip.end) if clip.cut else None,
             name=sample.clip,
+            fold=sample.fold,
         )
 
     def _one_line_a_clip(self, sample: Sample) -> bool:

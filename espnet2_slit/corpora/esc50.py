@@ -91,4 +91,5 @@ class ESC50(Corpus):
                 text=spell(row["category"]),
                 task=CLASS,
                 source=f"freesound:{row['src_file']}",
+                fold=str(fold),
             )

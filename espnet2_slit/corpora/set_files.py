@@ -20,7 +20,7 @@ class SetFiles:
     """
 
     NAMES = "wav.scp text utt2spk instruction utt2audio utt2task utt2category"
-    NAMES += " utt2source clip2name references .recordings .segments"
+    NAMES += " utt2source utt2fold clip2name references .recordings .segments"
     OTHERS = "segments spk2utt labels answers set.json category2utt"
 
     def __init__(self, folder: Path):
@@ -59,6 +59,7 @@ class SetFiles:
         instruction: str = "",
         segment: tuple[str, float, float] | None = None,
         name: str = "",
+        fold: str = "",
     ) -> None:
         """Adds one sample.
 
@@ -74,6 +75,7 @@ class SetFiles:
             segment: (recording id, start, end) in seconds, end -1: to the end of the
                 file; None: all of it.
             name: the publisher's name of the clip.
+            fold: published fold, where scores are means over folds.
         """
         files = self._files
         self._cut |= segment is not None
@@ -90,6 +92,8 @@ class SetFiles:
         files["utt2task"].add(f"{utterance} {task}")
         files["utt2category"].add(f"{utterance} {category}")
         files["utt2source"].add(f"{utterance} {source or clip}")
+        if fold:
+            files["utt2fold"].add(f"{utterance} {fold}")
         if instruction:
             files["instruction"].add(f"{utterance} {instruction}")
         if clip not in self.clips:
@@ -117,7 +121,7 @@ class SetFiles:
             (folder / "utt2audio").unlink()
         if not self._sources:
             (folder / "utt2source").unlink()
-        for name in ("instruction", "clip2name", "references"):
+        for name in ("instruction", "utt2fold", "clip2name", "references"):
             if not self._files[name].count:
                 (folder / name).unlink()
         # every sample is its own speaker, so that the two orders agree

@@ -72,4 +72,5 @@ class UrbanSound8K(Corpus):
                 text=spell(row["class"]),
                 task=CLASS,
                 source=f"freesound:{row['fsID']}",
+                fold=str(fold),
             )

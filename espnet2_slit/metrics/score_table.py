@@ -312,7 +312,7 @@ def show(metric, value):
     if metric in COUNTS:
         return f"{value:.0f}"
     if metric == "median_rank":
-        return f"{value:g}"
+        return f"{value:.1f}".removesuffix(".0")
     return f"{value:.3f}"
 
 
