@@ -1,0 +1,433 @@
+#!/usr/bin/env python3
+"""Two peers of SLIT on the same frozen frames: a CLAP-style dual encoder, a captioner.
+
+Owns the two networks and their predictions, in the files that slit_score takes of any
+system. Data, batches, optimizer, precision and choice of the best epoch are those of
+SLITTask and of the configuration that the SLIT stage itself is trained with, so that
+what differs is the model:
+
+    baselines.py train --model dual_encoder --config conf/train_representation_mini.yaml
+        --output_dir exp/dual_encoder ...        (the options of slit_train)
+    baselines.py predict --experiment exp/dual_encoder --data_dir dump/mini_beats/test
+        --output exp/dual_encoder/test.npz
+"""
+
+import argparse
+import copy
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from espnet2_slit import compat
+from espnet2_slit.data_dir import read_pairs, write_atomically
+from espnet2_slit.espnet_model import SLITModel
+from espnet2_slit.features import (
+    FeatureReader,
+    atomic_binary,
+    check_features,
+    read_clips,
+)
+from espnet2_slit.objectives import Temperature, contrastive, global_mean
+from espnet2_slit.packing import read_config
+from espnet2_slit.preprocessor import (
+    load_qformer_tokenizer,
+    qformer_tokenizer_identity,
+)
+from espnet2_slit.task import SLITTask
+
+compat.prepare_espnet_import()
+
+from espnet2.train.class_choices import ClassChoices  # noqa: E402
+
+LOGGER = logging.getLogger("baselines")
+BEST = "valid.loss.best.pth"
+BATCH = 64  # clips or texts of one pass when predicting
+
+
+def valid_positions(lengths, longest):
+    """(B, T) bool, True within each length."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+class DualEncoder(SLITModel):
+    """CLAP's scheme: one vector per clip, one per text, the contrastive loss alone.
+
+    The frozen frames go through a small transformer and are averaged over time; the
+    text tower is a BERT. Both end in CLAP's two-layer projection.
+
+    Args:
+        encoder_width: D_a.
+        vocab_size: of the text tokenizer.
+        width: of both towers.
+        layers: of the text tower.
+        audio_layers: transformer layers over the frames; 0: pooled as they are.
+        heads: of both towers.
+        feed_forward: of both towers.
+        max_text_length: positions of the text tower.
+        dropout: of both towers.
+        joint_width: E.
+        temperature: start value, learned.
+        label_smoothing: of the loss.
+        precision: see SLITModel.
+
+    Source: the scheme of LAION-CLAP, arXiv 2211.06687 section 3; here the audio encoder
+        stays frozen, and equal texts and clips are positives as in SLIT.
+    """
+
+    def __init__(
+        self,
+        encoder_width,
+        vocab_size,
+        width=768,
+        layers=12,
+        audio_layers=2,
+        heads=12,
+        feed_forward=3072,
+        max_text_length=512,
+        dropout=0.1,
+        joint_width=256,
+        temperature=0.07,
+        label_smoothing=0.1,
+        precision="float32",
+    ):
+        super().__init__(None, None, precision)
+        from transformers import BertConfig, BertModel
+
+        self.label_smoothing = label_smoothing
+        self.audio_input = nn.Sequential(
+            nn.LayerNorm(encoder_width), nn.Linear(encoder_width, width)
+        )
+        self.audio_layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, feed_forward, dropout, "gelu", batch_first=True
+            )
+            for _ in range(audio_layers)
+        )
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=feed_forward,
+            max_position_embeddings=max_text_length,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            type_vocab_size=1,
+        )
+        self.text_tower = BertModel(config, add_pooling_layer=False)
+        self.audio_projection, self.text_projection = (
+            nn.Sequential(
+                nn.Linear(width, joint_width),
+                nn.ReLU(),
+                nn.Linear(joint_width, joint_width),
+            )
+            for _ in range(2)
+        )
+        self.temperature = Temperature(temperature)
+
+    def embed_audio(self, frames, lengths):
+        """(B, T, D_a) and (B,) -> (B, E), unit length."""
+        heard = valid_positions(lengths, frames.size(1))
+        hidden = self.audio_input(frames)
+        for layer in self.audio_layers:
+            hidden = layer(hidden, src_key_padding_mask=~heard)
+        total = (hidden.float() * heard[..., None]).sum(1)
+        pooled = total / lengths[:, None]
+        return F.normalize(self.audio_projection(pooled).float(), dim=-1)
+
+    def embed_text(self, ids, lengths):
+        """(S, L) and (S,) -> (S, E), unit length; [CLS] speaks for the text."""
+        read = valid_positions(lengths, ids.size(1)).long()
+        hidden = self.text_tower(input_ids=ids, attention_mask=read).last_hidden_state
+        return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
+
+    def forward(
+        self,
+        qformer_text,
+        qformer_text_lengths,
+        clip_id,
+        text_id,
+        feats,
+        feats_lengths,
+        **kwargs,
+    ):
+        """One step on B clips, each with one text; see RepresentationModel.
+
+        Args:
+            qformer_text: (B, L) ids, [CLS] ... [SEP].
+            qformer_text_lengths: (B,).
+            clip_id: (B, 1) hash of the clip.
+            text_id: (B, 1) hash of the caption.
+            feats: (B, T, D_a).
+            feats_lengths: (B,).
+            **kwargs: what is not needed.
+
+        Returns:
+            loss, stats, weight = B.
+        """
+        contrast = contrastive(
+            self.embed_audio(feats, feats_lengths)[:, None],
+            self.embed_text(qformer_text, qformer_text_lengths),
+            self.temperature(),
+            clip_id[:, 0],
+            text_id[:, 0],
+            self.label_smoothing,
+        )
+        stats = {"recall": contrast.accuracy(), "temperature": self.temperature()}
+        return self._report({"contrastive": contrast.loss}, stats, len(feats))
+
+
+class Captioner(SLITModel):
+    """An encoder-decoder captioner: T5 of the language model's sizes, all trained.
+
+    The frozen frames take the place of the encoder's token embeddings.
+
+    Args:
+        encoder_width: D_a.
+        config: T5Config; the weights start at random.
+        precision: see SLITModel.
+    """
+
+    def __init__(self, encoder_width, config, precision="float32"):
+        super().__init__(None, None, precision)
+        from transformers import T5ForConditionalGeneration
+
+        self.audio_input = nn.Sequential(
+            nn.LayerNorm(encoder_width), nn.Linear(encoder_width, config.d_model)
+        )
+        self.network = T5ForConditionalGeneration(config)
+
+    def _inputs(self, frames, lengths):
+        heard = valid_positions(lengths, frames.size(1)).long()
+        return {"inputs_embeds": self.audio_input(frames), "attention_mask": heard}
+
+    def forward(
+        self,
+        llm_target,
+        llm_target_lengths,
+        feats,
+        feats_lengths,
+        **kwargs,
+    ):
+        """One step on B clips, each with the caption to write; see GenerativeModel.
+
+        Args:
+            llm_target: (B, L) ids, EOS included.
+            llm_target_lengths: (B,).
+            feats: (B, T, D_a).
+            feats_lengths: (B,).
+            **kwargs: what is not needed.
+
+        Returns:
+            loss, stats, weight = B.
+        """
+        real = valid_positions(llm_target_lengths, llm_target.size(1))
+        logits = self.network(
+            **self._inputs(feats, feats_lengths),
+            labels=llm_target.masked_fill(~real, -100),
+        ).logits
+        total = F.cross_entropy(logits[real].float(), llm_target[real], reduction="sum")
+        right = (logits[real].argmax(-1) == llm_target[real]).float().sum()
+        batch, tokens = len(feats), real.sum()
+        losses = {"generation": global_mean(total, tokens, batch)}
+        stats = {"accuracy_token": global_mean(right, tokens, batch)}
+        return self._report(losses, stats, batch)
+
+    @torch.inference_mode()
+    def write(self, frames, lengths, options):
+        """Write captions.
+
+        Args:
+            frames: (B, T, D_a).
+            lengths: (B,).
+            options: keywords of transformers' `generate`.
+
+        Returns:
+            (B, L) ids.
+        """
+        return self.network.generate(**self._inputs(frames, lengths), **options)
+
+
+class BaselineTask(SLITTask):
+    """SLITTask with the two baselines in place of its three stages."""
+
+    # Which stage's preprocessor makes the arrays that a baseline reads.
+    stage_of = {"dual_encoder": "representation", "captioner": "generative"}
+    class_choices_list = [
+        ClassChoices(
+            "model",
+            classes={"dual_encoder": DualEncoder, "captioner": Captioner},
+            default="dual_encoder",
+        )
+    ]
+
+    @classmethod
+    def build_preprocess_fn(cls, args, train):
+        """The arrays of the stage that a baseline stands beside."""
+        args = copy.copy(args)
+        args.model = cls.stage_of[args.model]
+        return super().build_preprocess_fn(args, train)
+
+    @classmethod
+    def _check_parts(cls, args):
+        wanted = args.model == "captioner"
+        if wanted != bool(args.language_model):
+            raise ValueError(
+                f"--model {args.model}: expected {'a' if wanted else 'no'}"
+                f" --language_model, found {args.language_model!r}. The captioner takes"
+                " its sizes and its tokenizer from there, and no weights."
+            )
+
+    @classmethod
+    def _assemble(cls, args, audio_encoder, facts):
+        if audio_encoder is not None:
+            raise ValueError("the baselines read cached features: give --features.")
+        if args.model == "captioner":
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(args.language_model)
+            args.language_model_identity = {"config": config.to_diff_dict()}
+            return Captioner(facts["width"], config, **args.model_conf)
+        tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
+        args.qformer_tokenizer_identity = qformer_tokenizer_identity(tokenizer)
+        sizes = dict(args.qformer_conf)
+        sizes.pop("num_queries", None)  # one vector speaks for a clip
+        return DualEncoder(facts["width"], len(tokenizer), **sizes, **args.model_conf)
+
+
+# ---------------------------------------------------------------------- predictions
+
+
+class TestSet:
+    """Clips of an evaluation set, their frames cached.
+
+    Args:
+        data_dir: with feats.scp and feats.json.
+        identity: of the encoder in training.
+    """
+
+    def __init__(self, data_dir, identity):
+        self.dir = Path(data_dir)
+        check_features(self.dir, identity)
+        first = {}
+        for sample, clip in read_clips(self.dir)[0].items():
+            first.setdefault(clip, sample)
+        self.first, self.reader = first, FeatureReader(self.dir / "feats.scp")
+        self.clip_ids = sorted(first)
+
+    def batches(self):
+        """((B, T, D_a), (B,)) in the order of the clips."""
+        for start in range(0, len(self.clip_ids), BATCH):
+            some = self.clip_ids[start : start + BATCH]
+            frames = [torch.from_numpy(self.reader[self.first[c]]) for c in some]
+            lengths = torch.tensor([len(array) for array in frames])
+            yield pad_sequence(frames, batch_first=True), lengths
+
+    def texts(self):
+        """(clip ids, texts) of all references."""
+        pairs = list(read_pairs(self.dir / "references"))
+        return [clip for clip, _ in pairs], [text for _, text in pairs]
+
+
+@torch.inference_mode()
+def predict_embeddings(model, preprocess, clips, path):
+    """Write an .npz of embeddings for `slit_score --predictions SET:retrieval=`.
+
+    Args:
+        model: DualEncoder.
+        preprocess: of its task.
+        clips: TestSet.
+        path: of the file.
+    """
+    audio = torch.cat([model.embed_audio(*batch) for batch in clips.batches()])
+    owners, texts = clips.texts()
+    embedded = []
+    for start in range(0, len(texts), BATCH):
+        some = texts[start : start + BATCH]
+        ids = [preprocess("", {"text": t})["qformer_text"] for t in some]
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = pad_sequence([torch.from_numpy(row) for row in ids], True)
+        embedded.append(model.embed_text(padded, lengths))
+    with atomic_binary(path) as stream:
+        np.savez(
+            stream,
+            audio_ids=np.array(clips.clip_ids),
+            audio=audio.numpy(),
+            text_audio_ids=np.array(owners),
+            texts=np.array(texts),
+            text=torch.cat(embedded).numpy(),
+        )
+
+
+def predict_captions(model, preprocess, clips, path, options):
+    """Write `id caption` lines for `slit_score --predictions SET:caption=`.
+
+    Args:
+        model: Captioner.
+        preprocess: of its task.
+        clips: TestSet.
+        path: of the file.
+        options: keywords of transformers' `generate`.
+    """
+    tokenizer = preprocess.prompt_encoder.tokenizer
+    captions = []
+    for batch in clips.batches():
+        written = model.write(*batch, options)
+        captions += tokenizer.batch_decode(written, skip_special_tokens=True)
+    lines = zip(clips.clip_ids, captions, strict=True)
+    write_atomically(path, (f"{clip} {' '.join(text.split())}" for clip, text in lines))
+
+
+def predict(args):
+    """Predictions of every test set, one file each: <output_dir>/<set>.{npz,txt}."""
+    model, options = BaselineTask.build_model_from_file(
+        model_file=args.experiment / BEST, with_audio_encoder=False
+    )
+    preprocess = BaselineTask.build_preprocess_fn(options, train=False)
+    for data_dir in args.data_dir:
+        clips = TestSet(data_dir, options.audio_encoder_identity)
+        if options.model == "captioner":
+            path = args.output_dir / f"{data_dir.name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generate = read_config(args.config)["caption"]
+            predict_captions(model, preprocess, clips, path, generate)
+        else:
+            path = args.output_dir / f"{data_dir.name}.npz"
+            predict_embeddings(model, preprocess, clips, path)
+        LOGGER.info("%s: %d clips", path, len(clips.clip_ids))
+
+
+def main(cmd=None):
+    """Command line."""
+    cmd = sys.argv[1:] if cmd is None else cmd
+    if cmd[:1] == ["train"]:
+        return BaselineTask.main(cmd=cmd[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="the options are those of slit_train")
+    one = commands.add_parser("predict", help="write the files that slit_score reads")
+    one.add_argument("--experiment", type=Path, required=True, help="trained baseline")
+    one.add_argument("--data_dir", type=Path, nargs="+", required=True)
+    one.add_argument("--output_dir", type=Path, required=True)
+    one.add_argument(
+        "--config", default="conf/decode_mini.yaml", help="whose `caption` options"
+    )
+    args = parser.parse_args(cmd)
+    logging.basicConfig(
+        level="INFO",
+        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
+    )
+    predict(args)
+    return None
+
+
+if __name__ == "__main__":
+    main()
