@@ -41,14 +41,26 @@ _UNREADABLE = (
     KeyError,
 )
 NAMES_SHOWN = 10  # of a list of weights in a message
+EPOCH_FILE = "checkpoint.pth"  # ESPnet's, of the end of the last epoch
+STEP_FILE = "step.pth"  # ours, of an epoch under way (see step_checkpoint)
 
 
 class WeightsError(RuntimeError):
     """Weights that cannot be read or do not fit; says expected, found and remedy."""
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
+def read_checkpoint(
+    path: str | Path, map_location: Any = "cpu", mmap: bool = False
+) -> dict:
     """Read a file of torch.save; tensors, numbers and plain containers only.
+
+    Args:
+        path: of the file.
+        map_location: as for torch.load.
+        mmap: read tensors when they are used: for a look into a file of several GB.
+
+    Returns:
+        What was saved.
 
     Raises:
         WeightsError: missing, truncated, or not such a file.
@@ -62,7 +74,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict:
         )
     try:
         with torch.serialization.safe_globals(_CHECKPOINT_GLOBALS):
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(
+                path, map_location=map_location, weights_only=True, mmap=mmap
+            )
     except _UNREADABLE as error:
         raise WeightsError(
             f"{path}: expected a PyTorch file of tensors, found {path.stat().st_size} "
@@ -241,6 +255,81 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
+# ---------------------------------------------------------------- a training's state
+
+TRAINING = ("model", "optimizers", "schedulers", "scaler")
+
+
+def training_state(
+    model: torch.nn.Module, optimizers: Sequence, schedulers: Sequence, scaler: Any
+) -> dict:
+    """What ESPnet's checkpoint.pth holds beside its reporter, under its names."""
+    return {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "schedulers": [s and s.state_dict() for s in schedulers],
+        "scaler": scaler and scaler.state_dict(),
+    }
+
+
+def restore_training(
+    states: dict,
+    source: str | Path,
+    model: torch.nn.Module,
+    optimizers: Sequence,
+    schedulers: Sequence,
+    scaler: Any,
+) -> None:
+    """Load what `training_state` gave.
+
+    Args:
+        states: of `training_state`, or ESPnet's checkpoint.pth.
+        source: where they come from, for messages.
+        model: takes all weights.
+        optimizers: take their states.
+        schedulers: likewise; None where there is no scheduler.
+        scaler: of the loss, or None.
+
+    Raises:
+        WeightsError: a part is absent, or is of another model or optimizer.
+    """
+    absent = [key for key in TRAINING if key not in states]
+    if absent:
+        raise WeightsError(
+            f"{source}: expected ESPnet's training state, found no "
+            f"{', '.join(absent)}. Delete it to train from the start, or give another "
+            "--output_dir."
+        )
+    faults = mismatches(model.state_dict(), states["model"])
+    if faults:
+        raise WeightsError(
+            f"{source}: the run in this folder trained another model: "
+            f"{'; '.join(faults)}. Give another --output_dir, or the configuration of "
+            "that run (its config.yaml)."
+        )
+    model.load_state_dict(states["model"])
+    for optimizer, state in zip(optimizers, states["optimizers"], strict=True):
+        sizes = [
+            [len(group["params"]) for group in groups]
+            for groups in (optimizer.param_groups, state["param_groups"])
+        ]
+        if sizes[0] != sizes[1]:
+            raise WeightsError(
+                f"{source}: expected an optimizer over {sizes[0]} parameters, found "
+                f"{sizes[1]}. Keep freeze_param, the loss weights and "
+                "language_model_conf.lora as they were, or give another --output_dir."
+            )
+        optimizer.load_state_dict(state)
+    for scheduler, state in zip(schedulers, states["schedulers"], strict=True):
+        if scheduler is not None and state is not None:
+            scheduler.load_state_dict(state)
+    if scaler is not None:
+        if states["scaler"] is None:
+            logging.warning(f"{source}: no loss scale in it; starting anew")
+        else:
+            scaler.load_state_dict(states["scaler"])
+
+
 # ---------------------------------------------------------------- whole or not at all
 
 
@@ -294,18 +383,11 @@ def repair_experiment(
     """
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink()
-    # memory-mapped: only what is used is read from a file of several GB
-    with torch.serialization.safe_globals(_CHECKPOINT_GLOBALS):
-        try:
-            states = torch.load(
-                folder / "checkpoint.pth",
-                map_location="cpu",
-                weights_only=True,
-                mmap=True,
-            )
-        except _UNREADABLE:
-            return  # resume reads it again and says what is wrong with it
-    if not isinstance(states, dict) or not {"model", "reporter"} <= set(states):
+    try:
+        states = read_checkpoint(folder / EPOCH_FILE, mmap=True)
+    except WeightsError:
+        return  # resume reads it again and says what is wrong with it
+    if not {"model", "reporter"} <= set(states):
         return  # the same
     epoch, stats = states["reporter"]["epoch"], states["reporter"]["stats"]
     model_file = folder / f"{epoch}epoch.pth"
@@ -340,12 +422,17 @@ def _link(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
+def can_be_resumed(folder: Path) -> bool:
+    """Whether a training in this folder has left a checkpoint."""
+    return any((folder / name).is_file() for name in (EPOCH_FILE, STEP_FILE))
+
+
 def read_training_config(folder: Path) -> Optional[dict]:
     """config.yaml of an experiment that can be resumed; None if there is none."""
     import yaml
 
     config = folder / "config.yaml"
-    if not (folder / "checkpoint.pth").is_file() or not config.is_file():
+    if not can_be_resumed(folder) or not config.is_file():
         return None
     try:
         with config.open(encoding="utf-8") as stream:

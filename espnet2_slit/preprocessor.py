@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any, Dict, List, Union
 
 import numpy as np
+import torch
 
 from espnet2_slit import compat, templates
 
@@ -217,7 +218,7 @@ class SLITPreprocessor(AbsPreprocessor):
             if "instruction" in strings:
                 arrays.update(self._instruction_arrays(uid, strings["instruction"]))
             elif "text" in strings and "llm_prompt" not in arrays:
-                arrays.update(self._instruction_arrays(uid, self._default()))
+                arrays.update(self._instruction_arrays(uid, self._default(uid)))
         return arrays
 
     def _text_arrays(self, uid: str, text: str) -> Dict[str, np.ndarray]:
@@ -261,9 +262,13 @@ class SLITPreprocessor(AbsPreprocessor):
             )
         return arrays
 
-    def _default(self) -> str:
-        """Wording for a sample without `instruction`; varied while training."""
-        variant = np.random.randint(1 << 16) if self.train else 0
+    def _default(self, uid: str) -> str:
+        """Wording for a sample without `instruction`; varied while training.
+
+        Drawn by the sample's id and the epoch's seed: whichever worker loads it, and
+        whether or not the epoch was resumed in its middle.
+        """
+        variant = stable_id(f"{_epoch_seed()} {uid}") if self.train else 0
         return templates.instruction(self.default_task, variant=variant)
 
     def _cut(self, uid, what, ids, limit, left=False) -> List[int]:
@@ -328,6 +333,12 @@ _LIMITS = {
     "prompt": "prompt",
     "instruction": "prompt",
 }
+
+
+def _epoch_seed() -> int:
+    """What ESPnet seeded this epoch with, or what its workers' seeds were drawn to."""
+    worker = torch.utils.data.get_worker_info()
+    return torch.initial_seed() if worker is None else worker.seed - worker.id
 
 
 def _ints(ids: List[int]) -> np.ndarray:

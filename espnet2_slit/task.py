@@ -18,6 +18,7 @@ from typeguard import typechecked
 
 from espnet2_slit import compat
 from espnet2_slit.checkpoint import (
+    can_be_resumed,
     load_init_params,
     load_strictly,
     read_training_config,
@@ -288,7 +289,7 @@ class SLITTask(AbsTask):
         pickles and keeps silent about weights that are missing.
         """
         if args.init_param:
-            if not (args.resume and Path(args.output_dir, "checkpoint.pth").is_file()):
+            if not (args.resume and can_be_resumed(Path(args.output_dir))):
                 load_init_params(model, args.init_param, args.ignore_init_mismatch)
             args.initialized_from, args.init_param = args.init_param, []
         if args.sharded_ddp:

@@ -9,20 +9,23 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import torch
 from typeguard import typechecked
 
 from espnet2_slit import compat
 from espnet2_slit.checkpoint import (
+    EPOCH_FILE,
+    STEP_FILE,
     WeightsError,
     atomic_torch_save,
-    mismatches,
     read_checkpoint,
     repair_experiment,
+    restore_training,
 )
 from espnet2_slit.scheduler import WarmupCosine
+from espnet2_slit.step_checkpoint import Batch, ResumableEpoch
 
 compat.prepare_espnet_import()
 
@@ -31,7 +34,6 @@ from espnet2.train.reporter import Reporter, SubReporter  # noqa: E402
 from espnet2.train.trainer import Trainer, TrainerOptions  # noqa: E402
 from espnet2.utils.build_dataclass import build_dataclass  # noqa: E402
 
-Batch = Tuple[List[str], Dict[str, torch.Tensor]]
 IDS_SHOWN = 20  # of a batch in a message
 
 
@@ -46,9 +48,11 @@ class SLITTrainerOptions(TrainerOptions):
     Attributes:
         max_non_finite_batches: batches of one epoch that may be skipped for a loss
             that is not finite; one more stops the run.
+        checkpoint_minutes: between two checkpoints inside an epoch; 0 for none.
     """
 
     max_non_finite_batches: int
+    checkpoint_minutes: float
 
 
 class SLITTrainer(Trainer):
@@ -63,6 +67,13 @@ class SLITTrainer(Trainer):
             default=20,
             help="Batches of one epoch that may be skipped because their loss is NaN "
             "or Inf. One more stops the run",
+        )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=10.0,
+            help="Minutes between two checkpoints inside an epoch, from which a killed "
+            "training goes on; 0: only at the end of each epoch",
         )
 
     @classmethod
@@ -88,7 +99,9 @@ class SLITTrainer(Trainer):
         is_first = (
             not distributed_option.distributed or distributed_option.dist_rank == 0
         )
-        if trainer_options.resume and (output_dir / "checkpoint.pth").is_file():
+        if is_first and not trainer_options.resume:
+            (output_dir / STEP_FILE).unlink(missing_ok=True)
+        if trainer_options.resume and (output_dir / EPOCH_FILE).is_file():
             if is_first:
                 nbest = trainer_options.keep_nbest_models
                 repair_experiment(
@@ -113,6 +126,8 @@ class SLITTrainer(Trainer):
                 trainer_options=trainer_options,
                 distributed_option=distributed_option,
             )
+        if is_first:  # all epochs are over
+            (output_dir / STEP_FILE).unlink(missing_ok=True)
 
     @staticmethod
     def resume(
@@ -132,47 +147,13 @@ class SLITTrainer(Trainer):
         """
         device = f"cuda:{torch.cuda.current_device()}" if ngpu > 0 else "cpu"
         states = read_checkpoint(checkpoint, device)
-        absent = [
-            key
-            for key in ("model", "reporter", "optimizers", "schedulers", "scaler")
-            if key not in states
-        ]
-        if absent:
+        if "reporter" not in states:
             raise WeightsError(
-                f"{checkpoint}: expected ESPnet's training state, found no "
-                f"{', '.join(absent)}. Delete it to train from the start, or give "
-                "another --output_dir."
+                f"{checkpoint}: expected ESPnet's training state, found no reporter. "
+                "Delete it to train from the start, or give another --output_dir."
             )
-        faults = mismatches(model.state_dict(), states["model"])
-        if faults:
-            raise WeightsError(
-                f"{checkpoint}: the run in this folder trained another model: "
-                f"{'; '.join(faults)}. Give another --output_dir, or the configuration "
-                "of that run (its config.yaml)."
-            )
-        model.load_state_dict(states["model"], strict=strict)
+        restore_training(states, checkpoint, model, optimizers, schedulers, scaler)
         reporter.load_state_dict(states["reporter"])
-        for optimizer, state in zip(optimizers, states["optimizers"], strict=True):
-            sizes = [
-                [len(group["params"]) for group in groups]
-                for groups in (optimizer.param_groups, state["param_groups"])
-            ]
-            if sizes[0] != sizes[1]:
-                raise WeightsError(
-                    f"{checkpoint}: expected an optimizer over {sizes[0]} parameters, "
-                    f"found {sizes[1]}. Keep freeze_param, the loss weights and "
-                    "language_model_conf.lora as they were, or give another "
-                    "--output_dir."
-                )
-            optimizer.load_state_dict(state)
-        for scheduler, state in zip(schedulers, states["schedulers"], strict=True):
-            if scheduler is not None and state is not None:
-                scheduler.load_state_dict(state)
-        if scaler is not None:
-            if states["scaler"] is None:
-                logging.warning(f"{checkpoint}: no loss scale in it; starting anew")
-            else:
-                scaler.load_state_dict(states["scaler"])
         logging.info(f"Resuming after epoch {reporter.get_epoch()} from {checkpoint}")
 
     @classmethod
@@ -188,14 +169,25 @@ class SLITTrainer(Trainer):
         options: SLITTrainerOptions,
         distributed_option: DistributedOption,
     ) -> bool:
-        """ESPnet's epoch with every step's outcome looked at."""
-        watched = WatchedIterator(
+        """ESPnet's epoch, resumable, with every step's outcome looked at."""
+        epoch = ResumableEpoch(
             iterator,
+            Path(options.output_dir),
+            options.checkpoint_minutes,
+            options.resume,
+            (getattr(model, "module", model), optimizers, schedulers, scaler),
+            reporter,
+            options.accum_grad,
+            "cuda" if options.ngpu > 0 else "cpu",
+            distributed_option.distributed,
+        )
+        watched = WatchedIterator(
+            epoch,
             reporter,
             options.max_non_finite_batches,
             distributed_option.distributed,
         )
-        return super().train_one_epoch(
+        no_step_was_valid = super().train_one_epoch(
             model=model,
             iterator=watched,
             optimizers=optimizers,
@@ -206,6 +198,7 @@ class SLITTrainer(Trainer):
             options=options,
             distributed_option=distributed_option,
         )
+        return no_step_was_valid and not epoch.done
 
 
 def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOptions:
@@ -216,7 +209,7 @@ def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOption
     """
     if options.patience is None:
         return options
-    states = read_checkpoint(Path(options.output_dir) / "checkpoint.pth")
+    states = read_checkpoint(Path(options.output_dir) / EPOCH_FILE)
     if "reporter" not in states:
         return options  # resume says what is wrong with the file
     reporter = Reporter()
@@ -269,7 +262,10 @@ class WatchedIterator:
         self.reporter = reporter
         self.max_non_finite = max_non_finite
         self.distributed = distributed
-        self.non_finite = 0
+        # of a resumed epoch, the reporter has the steps before
+        self.non_finite = sum(
+            _is_hit(v.value) for v in reporter.stats.get("non_finite", [])
+        )
 
     def __len__(self) -> int:
         return len(self.iterator)
@@ -292,8 +288,7 @@ class WatchedIterator:
                 f"epoch {epoch}, step {step}: the loss jumped to "
                 f"{self._last('loss'):.3g}; utterances of this rank: {_some(utt_ids)}"
             )
-        skipped = self._last("non_finite")
-        if not (skipped > 0 or math.isnan(skipped)):
+        if not _is_hit(self._last("non_finite")):
             return
         self.non_finite += 1
         named = self._gathered(_suspects(utt_ids, batch))
@@ -317,6 +312,11 @@ class WatchedIterator:
         everyone: List[str] = [""] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everyone, mine)
         return " ".join(f"Rank {i}: {text}" for i, text in enumerate(everyone))
+
+
+def _is_hit(non_finite: float) -> bool:
+    """Whether the statistic of one step says that some rank's loss was not finite."""
+    return non_finite > 0 or math.isnan(non_finite)
 
 
 def _suspects(utt_ids: List[str], batch: Dict[str, torch.Tensor]) -> str:

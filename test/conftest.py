@@ -222,6 +222,13 @@ def two_ranks(two_rank_commands, tiny_parts, train_command, bad_corpus):
     folder = two_rank_commands.folder
     bad = bad_corpus(train_command("representation", folder / "bad", cached=False))
     bad += ["--max_non_finite_batches", "0"]
-    arguments = (str(folder), str(tiny_parts.t5), two_rank_commands("two"), bad)
+    more = ["--qformer_conf", "dropout=0.1", "--batch_size", "4", "--resume", "true"]
+    more += ["--checkpoint_minutes", "1e-9", "--shuffle_within_batch", "true"]
+    steps = [
+        train_command("representation", folder / "steps" / name, *more, epochs=2)
+        for name in ("whole", "killed")
+    ]
+    commands = two_rank_commands("two")
+    arguments = (str(folder), str(tiny_parts.t5), commands, bad, *steps)
     mp.spawn(rank_main, args=arguments, nprocs=2)
     return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 
-def rank_main(rank, folder, lm_folder, commands, bad_command):
+def rank_main(rank, folder, lm_folder, commands, bad_command, whole, killed):
     """One of two gloo ranks.
 
     Args:
@@ -14,8 +14,11 @@ def rank_main(rank, folder, lm_folder, commands, bad_command):
         lm_folder: of the tiny language model.
         commands: trainings to run, one after the other.
         bad_command: a training that meets NaN on rank 1 and must stop on both.
+        whole: a training of 2 epochs of 3 batches.
+        killed: the same in another folder; is stopped in step 5 and goes on.
     """
     from test_espnet_model import losses_and_gradients
+    from test_step_checkpoint import run_until
 
     from espnet2_slit.task import SLITTask
     from espnet2_slit.trainer import NotFiniteError
@@ -26,16 +29,30 @@ def rank_main(rank, folder, lm_folder, commands, bad_command):
     )
     torch.save(losses_and_gradients(rank, lm_folder), f"{folder}/steps{rank}.pt")
     torch.distributed.destroy_process_group()
-    for i, command in enumerate([*commands, bad_command]):
+    for i, command in enumerate([*commands, bad_command, whole, killed, killed]):
         options = [
             *["--ngpu", "0", "--dist_backend", "gloo"],
             *["--dist_init_method", f"file://{folder}/store{i}"],
             *["--dist_world_size", "2", "--dist_rank", str(rank)],
         ]
-        try:
-            SLITTask.main(cmd=[*command, *options])
-        except NotFiniteError as error:
-            if command is not bad_command:
-                raise
-            Path(folder, f"stopped{rank}").write_text(str(error))
+        if i == len(commands) + 2:
+            run_until(5, [*command, *options])
+            _note_ranks(rank, Path(command[command.index("--output_dir") + 1]))
+        else:
+            try:
+                SLITTask.main(cmd=[*command, *options])
+            except NotFiniteError as error:
+                if command is not bad_command:
+                    raise
+                Path(folder, f"stopped{rank}").write_text(str(error))
         torch.distributed.destroy_process_group()
+
+
+def _note_ranks(rank, folder):
+    """What the second run will find."""
+    from espnet2_slit.checkpoint import STEP_FILE, read_checkpoint
+
+    if rank == 0:
+        states = read_checkpoint(folder / STEP_FILE)
+        note = f"epoch {states['epoch']}, step {states['step']}"
+        (folder.parent / "resumed").write_text(note)

@@ -319,7 +319,7 @@ train() {
         return
     fi
     hold "${exp}"
-    if [ -f "${exp}/.start" ] && [ -f "${exp}/checkpoint.pth" ] &&
+    if [ -f "${exp}/.start" ] && { [ -f "${exp}/checkpoint.pth" ] || [ -f "${exp}/step.pth" ]; } &&
         ! is_done "${exp}/.start" "${start}"; then
         die "${exp} was begun from another checkpoint than ${init:-none at all}, and would" \
             "go on from its own. Remove it, or give another --tag"
