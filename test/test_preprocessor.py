@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from espnet2_slit.preprocessor import (
     SLITPreprocessor,
