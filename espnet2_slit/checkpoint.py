@@ -272,6 +272,21 @@ def training_state(
     }
 
 
+def check_training(states: dict, source: str | Path, *more: str) -> None:
+    """See that a file holds `training_state` and `more`.
+
+    Raises:
+        WeightsError: something is absent.
+    """
+    absent = [key for key in (*TRAINING, *more) if key not in states]
+    if absent:
+        raise WeightsError(
+            f"{source}: expected the state of a training, found no "
+            f"{', '.join(absent)}. Delete it to train without it, or give another "
+            "--output_dir."
+        )
+
+
 def restore_training(
     states: dict,
     source: str | Path,
@@ -291,15 +306,8 @@ def restore_training(
         scaler: of the loss, or None.
 
     Raises:
-        WeightsError: a part is absent, or is of another model or optimizer.
+        WeightsError: they are of another model or optimizer.
     """
-    absent = [key for key in TRAINING if key not in states]
-    if absent:
-        raise WeightsError(
-            f"{source}: expected ESPnet's training state, found no "
-            f"{', '.join(absent)}. Delete it to train from the start, or give another "
-            "--output_dir."
-        )
     faults = mismatches(model.state_dict(), states["model"])
     if faults:
         raise WeightsError(

@@ -19,7 +19,7 @@ import torch
 from espnet2_slit import compat
 from espnet2_slit.checkpoint import (
     STEP_FILE,
-    WeightsError,
+    check_training,
     read_checkpoint,
     restore_training,
     training_state,
@@ -144,12 +144,7 @@ class ResumableEpoch:
         """Go on from the file, if it is of this epoch and these batches."""
         epoch = self.reporter.get_epoch()
         states = read_checkpoint(self.path, mmap=True)
-        absent = [k for k in ("epoch", "step", "orders") if k not in states]
-        if absent:
-            raise WeightsError(
-                f"{self.path}: expected the state of a training inside an epoch, found "
-                f"no {', '.join(absent)}. Delete it to go on from the last whole epoch."
-            )
+        check_training(states, self.path, "epoch", "step", "orders", "random_states")
         if states["epoch"] != epoch:  # of an epoch that is over
             return
         if states["orders"] != self.orders:

@@ -18,8 +18,8 @@ from espnet2_slit import compat
 from espnet2_slit.checkpoint import (
     EPOCH_FILE,
     STEP_FILE,
-    WeightsError,
     atomic_torch_save,
+    check_training,
     read_checkpoint,
     repair_experiment,
     restore_training,
@@ -147,11 +147,7 @@ class SLITTrainer(Trainer):
         """
         device = f"cuda:{torch.cuda.current_device()}" if ngpu > 0 else "cpu"
         states = read_checkpoint(checkpoint, device)
-        if "reporter" not in states:
-            raise WeightsError(
-                f"{checkpoint}: expected ESPnet's training state, found no reporter. "
-                "Delete it to train from the start, or give another --output_dir."
-            )
+        check_training(states, checkpoint, "reporter")
         restore_training(states, checkpoint, model, optimizers, schedulers, scaler)
         reporter.load_state_dict(states["reporter"])
         logging.info(f"Resuming after epoch {reporter.get_epoch()} from {checkpoint}")

@@ -179,7 +179,7 @@ def test_a_broken_or_foreign_step_file_is_named(command, tmp_path):
     with pytest.raises(WeightsError, match=r"step.pth: .* truncated"):
         main(words)
     shutil.copy(tmp_path / "1epoch.pth", file)
-    with pytest.raises(WeightsError, match="step.pth: .* inside an epoch, found no"):
+    with pytest.raises(WeightsError, match="step.pth: .*found no model"):
         main(words)
     file.write_bytes(whole)
     states = read_checkpoint(file)

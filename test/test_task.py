@@ -206,7 +206,7 @@ def test_broken_checkpoint_is_named(stages, tmp_path, train_command):
     with pytest.raises(WeightsError, match=r"checkpoint.pth: .* truncated"):
         main(cmd)
     shutil.copy(stages["generative"] / "1epoch.pth", file)
-    with pytest.raises(WeightsError, match="found no model, reporter"):
+    with pytest.raises(WeightsError, match="found no model, .*reporter"):
         main(cmd)
     shutil.copy(stages["instruction"] / "checkpoint.pth", file)
     with pytest.raises(WeightsError, match="expected an optimizer over"):
