@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from launchers import StandIns
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs2" / "slit" / "slit1"
@@ -140,6 +141,33 @@ def test_run_pl_passes_words_on_as_they_are(tmp_path_factory, arguments):
     assert code == 0
     assert (folder / "got").read_bytes() == b"\0".join(map(os.fsencode, arguments))
     assert sorted(p.name for p in folder.iterdir()) == ["got", "x.log"]
+
+
+@settings(max_examples=8, deadline=None)
+@given(words)
+@example(["$(touch x)", "`touch x`", "a'b c\\\\d", "", "{x: $HOME}", "two\nlines", "-é"])
+def test_words_reach_the_other_machine_as_they_are(tmp_path_factory, arguments):
+    """Through ESPnet's launcher with --host, whose shells read them twice."""
+    folder = tmp_path_factory.mktemp("words")
+    stand_ins = StandIns(folder / "bin")
+    (folder / "path.sh").touch()
+    quote = 'source "$0"; for_ssh "$@"'
+    tell = "import os, sys; open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    job = [sys.executable, "-c", tell, *arguments]
+    quoted = subprocess.run(
+        ["bash", "-c", quote, UTILS / "stages.sh", *job], capture_output=True, check=True
+    ).stdout.split(b"\0")[:-1]
+    launch = ["-m", "espnet2.bin.launch", "--host", "localhost", "--ngpu", "0"]
+    code, _, err = shell(
+        sys.executable, *launch, "--log", "x.log", "--", *map(os.fsdecode, quoted),
+        cwd=folder, PATH=stand_ins.path,
+    )  # fmt: skip
+    assert code == 0, err
+    got = (folder / "got").read_bytes().split(b"\0")
+    assert got[: len(arguments)] == [os.fsencode(word) for word in arguments]
+    assert {p.name for p in folder.iterdir()} == {"bin", "got", "path.sh", "x.log"} | {
+        p.name for p in folder.iterdir() if p.name.startswith(".dist_init_")
+    }
 
 
 def test_run_pl_limits_how_many_run_at_once(tmp_path):

@@ -262,7 +262,7 @@ check_leakage() {
 # train NAME TRAIN_SET VALID_SET CONFIG [INIT]
 train() {
     local name=$1 exp=${expdir}/${tag}_$1 conf=$4 init=${5:-}
-    local part set dir words start file options=() launch=()
+    local part set dir words start file options=() launch=() job=()
     for file in "conf/train_${name}_${config}.yaml" "conf/full/train_${name}_${config}.yaml"; do
         if [ -z "${conf}" ] && [ -f "${file}" ]; then conf=${file}; fi
     done
@@ -327,8 +327,10 @@ train() {
     mark_done "${exp}/.start" "${start}"
     printf '#!/usr/bin/env bash\ncd %q || exit\n%s\n' "${PWD}" "${run_args} \"\$@\"" >"${exp}/run.sh"
     chmod +x "${exp}/run.sh"
+    job=("${python}" -m espnet2_slit.bin.slit_train "${options[@]}")
     if [ -n "${host}" ]; then
         launch=(--host "${host}" --envfile path.sh)
+        mapfile -d '' -t job < <(for_ssh "${job[@]}")
     else
         launch=(--num_nodes "${num_nodes}")
     fi
@@ -336,8 +338,7 @@ train() {
     follow "${exp}/train.log" "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "${exp}/train.log")" --log "${exp}/train.log" \
         --ngpu "${ngpu}" "${launch[@]}" --init_file_prefix "${exp}/.dist_init_" \
-        --multiprocessing_distributed true -- \
-        "${python}" -m espnet2_slit.bin.slit_train "${options[@]}"
+        --multiprocessing_distributed true -- "${job[@]}"
     mark_done "${exp}/.done" "${words}"
 }
 

@@ -49,3 +49,16 @@ hold() {
 
 # follow LOG COMMAND ...: run it, showing milestones of the log.
 follow() { python3 "$(dirname "${BASH_SOURCE[0]}")/follow_log.py" "$@"; }
+
+# for_ssh WORD ...: the words, each ended by a zero byte, as ESPnet's launcher needs them
+# beside --host: it joins them, and the other machine's shell reads them twice, as a
+# here-document and as a command.
+for_ssh() {
+    local word
+    for word in "$@"; do
+        word=$(printf '%q' "${word}")
+        word=${word//\\/\\\\}
+        word=${word//\$/\\\$}
+        printf '%s\0' "${word//\`/\\\`}"
+    done
+}
