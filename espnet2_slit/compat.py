@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 from typing import TYPE_CHECKING, Any, Iterator
 
 if TYPE_CHECKING:  # for readers and type checkers; at run time see __getattr__
@@ -79,13 +80,23 @@ def is_installed(module: str) -> bool:
 
 
 @contextlib.contextmanager
-def _no_downloads_on_import() -> Iterator[None]:
-    """Keep `import g2p_en` from fetching NLTK data that this package never uses.
+def _quiet_import() -> Iterator[None]:
+    """Keep ESPnet's imports from downloading, and from writing to standard output.
 
     ESPnet's preprocessor imports every tokenizer, among them g2p_en, which calls
     nltk.download twice while it is imported. A later text-to-speech user in this
-    process gets NLTK's own message about missing data.
+    process gets NLTK's own message about missing data. Its attention module prints
+    that flash_attn, which nothing here uses, is missing: amid the lines that a
+    command's caller reads.
     """
+    with contextlib.redirect_stdout(io.StringIO()):
+        with _no_downloads():
+            yield
+
+
+@contextlib.contextmanager
+def _no_downloads() -> Iterator[None]:
+    """NLTK's downloader does nothing."""
     if not is_installed("nltk"):
         yield
         return
@@ -136,6 +147,8 @@ def prepare_espnet_import() -> None:
             "environment up again with tools/."
         ) from error
     del torchaudio
-    with _no_downloads_on_import():
+    with _quiet_import():
         importlib.import_module("espnet2.train.preprocessor")
+        with contextlib.suppress(ModuleNotFoundError):  # in 202511 only
+            importlib.import_module("espnet.nets.pytorch_backend.transformer.attention")
     _prepared = True

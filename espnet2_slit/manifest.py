@@ -1,8 +1,8 @@
 """From a table of your own (CSV or JSONL) to data directories.
 
-Owns the columns `audio,text[,instruction,task,split,start,end,category,source]` and which
-data directory a row goes to. Rows are read as a stream; what stays in memory is a number
-per clip.
+Owns the columns `audio,text[,instruction,task,split,start,end,category,source]` and
+which data directory a row goes to. Rows are read as a stream; what stays in memory is a
+number per clip.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def _check_columns(path: Path, found: list[str], line: int) -> None:
         wrong = [f"lacks {', '.join(missing)}"] if missing else []
         wrong += [f"does not know {', '.join(map(repr, unknown))}"] if unknown else []
         raise DataDirError(
-            f"{path} line {line}: {' and '.join(wrong)}. Expected columns audio,text and"
-            f" any of {','.join(COLUMNS[2:])}; found {','.join(found) or 'none'}"
+            f"{path} line {line}: {' and '.join(wrong)}. Expected columns audio,text"
+            f" and any of {','.join(COLUMNS[2:])}; found {','.join(found) or 'none'}"
         )
 
 
@@ -130,7 +130,10 @@ def _table_rows(path: Path, stream) -> Iterator[tuple[int, dict[str, str]]]:
                     f" ({','.join(names)}), found {len(row)}. Put quotes around text"
                     " that holds a comma."
                 )
-            yield rows.line_num, {**dict.fromkeys(COLUMNS, ""), **dict(zip(names, row))}
+            yield rows.line_num, {
+                **dict.fromkeys(COLUMNS, ""),
+                **dict(zip(names, row, strict=True)),
+            }
     except csv.Error as error:
         raise DataDirError(f"{path} line {rows.line_num}: {error}") from error
 
@@ -143,8 +146,8 @@ def _json_rows(path: Path, stream) -> Iterator[tuple[int, dict[str, str]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataDirError(
-                f"{path} line {number}: is not JSON ({error.msg}). Expected one object a"
-                ' line, as {"audio": "a.wav", "text": "a dog barks"}'
+                f"{path} line {number}: is not JSON ({error.msg}). Expected one object"
+                ' a line, as {"audio": "a.wav", "text": "a dog barks"}'
             ) from error
         if not isinstance(row, dict):
             raise DataDirError(
@@ -195,9 +198,9 @@ def from_manifest(
 ) -> Report:
     """Make data directories of a manifest.
 
-    `train` and `valid` rows become `<split>_caption` (captions; labels where there are no
-    captions) and `<split>_instruction` (every row, with an instruction); `test` rows become
-    `test_caption`, `test_qa` and `test_class`.
+    `train` and `valid` rows become `<split>_caption` (captions; labels where there are
+    no captions) and `<split>_instruction` (every row, with an instruction); `test` rows
+    become `test_caption`, `test_qa` and `test_class`.
 
     Args:
         path: the manifest; audio paths are relative to its folder.
@@ -321,8 +324,8 @@ def _row(path: Path, line: int, row: dict[str, str], folder: Path, report: Repor
     # a line of wav.scp ends at any of these for the tools that will read it
     if audio.endswith("|") or set("\n\r\0") & set(audio):
         raise DataDirError(
-            f"{where}: audio is {audio!r}, expected the path of a file (commands are only"
-            " read from the wav.scp of a data directory)."
+            f"{where}: audio is {audio!r}, expected the path of a file (commands are"
+            " only read from the wav.scp of a data directory)."
         )
     task = row["task"].strip() or (
         "question_answering" if row["instruction"].strip() else "caption"
@@ -332,8 +335,10 @@ def _row(path: Path, line: int, row: dict[str, str], folder: Path, report: Repor
             f"{where}: task is {task!r}, expected one of {', '.join(SAMPLE_TASKS)}."
         )
     if task == "question_answering" and not row["instruction"].strip():
-        raise DataDirError(f"{where}: the task is question_answering, without a question"
-                           " in the column instruction.")  # fmt: skip
+        raise DataDirError(
+            f"{where}: the task is question_answering, without a question in the column"
+            " instruction."
+        )
     text = clean(row["text"])
     if not text:
         report.drop("empty text", f"line {line}: {audio}")

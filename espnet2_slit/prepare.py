@@ -1,9 +1,9 @@
 """Checks and converts the audio of a data directory: every clip once, then lists.
 
-Owns what an encoder may rely on: one file per clip, mono, one rate, finite samples, not
-empty. Clips that cannot be had are dropped, counted and named; nothing is passed over in
-silence. What was checked is remembered beside the audio, so that a run that was cut short,
-and the next set with the same clips, goes on from there.
+Owns what an encoder may rely on: one file per clip, mono, one rate, finite samples,
+not empty. Clips that cannot be had are dropped, counted and named; nothing is passed
+over in silence. What was checked is remembered beside the audio, so that a run that was
+cut short, and the next set with the same clips, goes on from there.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Options:
         sample_rate: Hz that the encoder takes.
         min_duration_s: shorter clips are dropped.
         max_duration_s: longer clips are dropped; 0: none are.
-        check: "full" decodes every file, "header" only opens it (faster on a file server;
-            truncated files and NaN are then met in training).
+        check: "full" decodes every file, "header" only opens it (faster on a file
+            server; truncated files and NaN are then met in training).
         audio_format: of converted clips, "flac" or "wav".
     """
 
@@ -96,6 +96,7 @@ class Clip:
 
     @property
     def whole(self) -> bool:
+        """True for a whole file, False for a part of one."""
         return self.start_s == 0 and self.end_s < 0
 
     def key(self, options: Options) -> str:
@@ -162,7 +163,11 @@ def _checked(clip: Clip, folder: str, options: Options) -> dict:
         audio = _read_kaldi(clip.source, options)
         if not clip.whole:
             first = round(clip.start_s * options.sample_rate)
-            end = len(audio) if clip.end_s < 0 else round(clip.end_s * options.sample_rate)
+            end = (
+                len(audio)
+                if clip.end_s < 0
+                else round(clip.end_s * options.sample_rate)
+            )
             audio = audio[first:end]
             notes.append("cut by segments")
         notes.append("read through a command or ark")
@@ -205,7 +210,7 @@ def _write_audio(path: Path, audio, options: Options) -> None:
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Through memory: of a full disk libsndfile says "System error", the stream says why.
+    # Through memory: of a full disk libsndfile says "System error", the stream why.
     whole = io.BytesIO()
     soundfile.write(
         whole,
@@ -264,6 +269,7 @@ class Checked:
         return entry
 
     def add(self, entries: Iterable[tuple[str, dict]]) -> None:
+        """Append (key of a clip, what was found)."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n"
@@ -349,11 +355,15 @@ def prepare(
         else:
             results[clip] = known
     if results and open_clips:
-        progress(f"{len(results):,} of {len(results) + len(open_clips):,} clips are known")
+        progress(
+            f"{len(results):,} of {len(results) + len(open_clips):,} clips are known"
+        )
     done, begin, shown = 0, time.monotonic(), time.monotonic()
     for chunk, found in _run(open_clips, str(audio_dir), options, jobs):
-        results.update(zip(chunk, found))
-        checked.add((clip.key(options), entry) for clip, entry in zip(chunk, found))
+        results.update(zip(chunk, found, strict=True))
+        checked.add(
+            (clip.key(options), entry) for clip, entry in zip(chunk, found, strict=True)
+        )
         done += len(chunk)
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
@@ -379,7 +389,9 @@ def _identity(source: Path, options: Options) -> dict:
     files = {
         path.name: [path.stat().st_size, path.stat().st_mtime_ns]
         for path in sorted(source.iterdir())
-        if path.is_file() and not path.name.startswith(".") and path.name != "report.json"
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name != "report.json"
     }
     return {"files": files, "options": repr(options), "version": VERSION}
 
@@ -412,7 +424,7 @@ def _run(
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         work = ((chunk, folder, options) for chunk in chunks)
-        for chunk, found in zip(chunks, pool.map(_check_chunk, work)):
+        for chunk, found in zip(chunks, pool.map(_check_chunk, work), strict=True):
             yield chunk, found
 
 

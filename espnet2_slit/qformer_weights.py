@@ -632,7 +632,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         # safetensors first: a repository often has the same weights in four formats

@@ -71,8 +71,10 @@ def model_identity(slit: SLIT) -> dict:
 
 
 def find_audio(folder: str | os.PathLike) -> Iterator[str]:
-    """Audio files below a folder, relative to it, in order; links to folders are not
-    followed, hidden names are left out."""
+    """Audio files below a folder, relative to it, in order.
+
+    Links to folders are not followed, hidden names are left out.
+    """
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from espnet2_slit.bin import slit as command
 from espnet2_slit.inference import SLIT, InferenceError
 from espnet2_slit.search_index import SearchIndex, find_audio
 
+ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000
 FAST = ["--num_beams", "1", "--max_new_tokens", "4"]
 
@@ -233,6 +237,47 @@ def test_doctor_finds_what_runs_these_tests(capsys):
         assert checks[name]["status"] == "ok"
     for row in checks.values():
         assert row["status"] == "ok" or row["remedy"] or row["name"] == "GPU"
+
+
+def test_standard_output_is_the_answer_alone(model, folder):
+    """In a process of its own, where ESPnet is imported for the first time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "espnet2_slit.bin.slit", "classify", "--json",
+         folder / "0.wav", "--labels", "dog", "rain", "--model", model],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["label"] in ("dog", "rain")
+    assert done.stderr == ""
+
+
+COMPLETE = """
+source {script}
+COMP_WORDS=({words} "{word}") COMP_CWORD={count} COMPREPLY=()
+_shtab_slit slit "{word}" {last}
+echo "${{COMPREPLY[*]}}"
+"""
+
+
+def test_tab_completes_commands_options_and_files(tmp_path, capsys):
+    pytest.importorskip("shtab", reason="completion needs shtab")
+    assert command.main(["completion", "bash"]) == 0
+    script = tmp_path / "slit.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, word, expected in (
+        ("slit", "cap", "caption"),
+        ("slit classify --route", "", "similarity matching language_model"),
+        ("slit corpus", "clotho_", "clotho_aqa"),
+        ("slit train", "--accum", "--accum_grad"),
+        ("slit caption", f"{tmp_path}/sl", str(script)),
+    ):
+        *_, last = names = words.split()
+        lines = COMPLETE.format(
+            script=script, words=words, word=word, count=len(names), last=last
+        )
+        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
+        assert done.stdout.strip() == expected, (words, word, done.stderr)
 
 
 def test_doctor_says_how_to_add_what_is_missing(capsys, monkeypatch):

@@ -27,7 +27,11 @@ def read(folder, name, file):
 
 
 def test_captions_become_samples_of_clips_and_references(tmp_path):
-    rows = [caption("a.wav", f"caption {n}", split) for split in ("train",) for n in range(3)]
+    rows = [
+        caption("a.wav", f"caption {n}", split)
+        for split in ("train",)
+        for n in range(3)
+    ]
     rows += [caption("b.wav", "one", "valid")]
     rows += [caption("c.wav", f"caption {n}", "test") for n in range(2)]
     report = make(tmp_path, rows)
@@ -84,14 +88,18 @@ def test_stretches_of_a_file_are_clips_of_their_own(tmp_path):
     make(tmp_path, rows)
     folder = tmp_path / "data" / "train_caption"
     data_dir.validate(folder)
-    segments = [value.split()[1:] for value in data_dir.read_map(folder / "segments").values()]
+    segments = [
+        value.split()[1:] for value in data_dir.read_map(folder / "segments").values()
+    ]
     assert sorted(segments) == [["0", "-1"], ["0", "1.5"], ["1.5", "3"]]
     assert not (tmp_path / "data" / "valid_caption" / "segments").exists()
 
 
 def test_without_a_split_column_clips_are_drawn_and_stay_whole(tmp_path):
     rows = [
-        {"audio": f"{n}.wav", "text": f"caption {k}"} for n in range(300) for k in (1, 2)
+        {"audio": f"{n}.wav", "text": f"caption {k}"}
+        for n in range(300)
+        for k in (1, 2)
     ]
     make(tmp_path, rows, fractions=(0.1, 0.2), seed=3)
     sizes = {}
@@ -106,14 +114,21 @@ def test_without_a_split_column_clips_are_drawn_and_stay_whole(tmp_path):
 
 
 def test_a_clip_in_two_splits_stays_in_the_first_and_is_counted(tmp_path):
-    rows = [caption("a.wav", "x"), caption("a.wav", "y", "test"), caption("b.wav", "z", "test")]
+    rows = [
+        caption("a.wav", "x"),
+        caption("a.wav", "y", "test"),
+        caption("b.wav", "z", "test"),
+    ]
     report = make(tmp_path, rows)
     assert report.dropped == {"clip is in another split": 1}
     assert list(read(tmp_path, "test_caption", "text").values()) == ["z"]
 
 
 def test_an_earlier_manifest_leaves_nothing_behind(tmp_path):
-    make(tmp_path, [caption("a.wav", "x", start=1, end=2), caption("v.wav", "v", "valid")])
+    make(
+        tmp_path,
+        [caption("a.wav", "x", start=1, end=2), caption("v.wav", "v", "valid")],
+    )
     make(tmp_path, [caption("b.wav", "y"), caption("v.wav", "v", "valid")])
     folder = tmp_path / "data" / "train_caption"
     assert data_dir.validate(folder) == 1
@@ -122,7 +137,11 @@ def test_an_earlier_manifest_leaves_nothing_behind(tmp_path):
 
 CSV = "audio,text,instruction,split\n"
 BAD = {
-    "no text column": ("m.csv", "audio,caption\na.wav,x\n", "lacks text and does not know"),
+    "no text column": (
+        "m.csv",
+        "audio,caption\na.wav,x\n",
+        "lacks text and does not know",
+    ),
     "typo": ("m.csv", "audio,text,instuction\n", "does not know 'instuction'"),
     "short row": ("m.csv", CSV + "a.wav,x,\n", "line 2: expected 4 columns"),
     "comma without quotes": ("m.csv", CSV + "a.wav,a dog, barking,,train\n", "found 5"),
@@ -133,16 +152,32 @@ BAD = {
     "split": ("m.csv", CSV + "a.wav,x,,tets\n", "line 2: split is 'tets'"),
     "command": ("m.csv", CSV + "sox a.mp3 -t wav - |,x,,train\n", "commands are only"),
     "not JSON": ("m.jsonl", "{'audio': 1}\n", "line 1: is not JSON"),
-    "list": ("m.jsonl", '{"audio": "a", "text": "b"}\n[1]\n', "line 2: expected an object"),
+    "list": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b"}\n[1]\n',
+        "line 2: expected an object",
+    ),
     "no audio key": ("m.jsonl", '{"text": "b"}\n', "lacks audio"),
-    "task": ("m.jsonl", '{"audio": "a", "text": "b", "task": "sing"}\n', "task is 'sing'"),
+    "task": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "task": "sing"}\n',
+        "task is 'sing'",
+    ),
     "question": (
         "m.jsonl",
         '{"audio": "a", "text": "b", "task": "question_answering"}\n',
         "without a question",
     ),
-    "times": ("m.jsonl", '{"audio": "a", "text": "b", "start": 3, "end": 2}\n', "start is '3'"),
-    "time words": ("m.jsonl", '{"audio": "a", "text": "b", "start": "x"}\n', "start is 'x'"),
+    "times": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "start": 3, "end": 2}\n',
+        "start is '3'",
+    ),
+    "time words": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "start": "x"}\n',
+        "start is 'x'",
+    ),
     "suffix": ("m.txt", "a b\n", "expected .csv, .tsv or .jsonl"),
 }
 

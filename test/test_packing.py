@@ -168,6 +168,7 @@ def test_archive_holds_results_card_and_identities(whole, tiny_parts):
 
 def test_changed_frozen_part_is_refused(whole, tmp_path, tiny_parts):
     import tiny
+
     from espnet2_slit.task import IdentityError
 
     other = tiny.llama(tmp_path / "other", seed=5)

@@ -74,7 +74,9 @@ def test_each_fault_drops_its_clip_under_its_own_name(tmp_path, reason):
 
 def test_no_usable_clip_is_an_error_that_counts_the_reasons(tmp_path):
     source = corpus(tmp_path, {"a": tmp_path / "no.wav", "b": tmp_path / "nor.wav"})
-    with pytest.raises(DataDirError, match="none of 2 clips is usable(.|\n)*missing audio"):
+    with pytest.raises(
+        DataDirError, match="none of 2 clips is usable(.|\n)*missing audio"
+    ):
         prepare.prepare(source, tmp_path / "dump" / "set", OPTIONS)
     assert not (tmp_path / "dump" / "set").exists()
 
@@ -129,9 +131,7 @@ def test_a_command_in_wav_scp_is_read_as_espnet_reads_it(tmp_path):
 
 
 def test_a_command_that_fails_is_counted(tmp_path):
-    source = corpus(
-        tmp_path, {"x": "false |", "y": write(tmp_path / "y.wav", tone())}
-    )
+    source = corpus(tmp_path, {"x": "false |", "y": write(tmp_path / "y.wav", tone())})
     report = prepare.prepare(source, tmp_path / "dump" / "set")
     assert report.dropped == {"unreadable audio": 1}
 
@@ -191,10 +191,14 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     prepare.prepare(source, tmp_path / "cut" / "set")
     assert len(looked) == 50 + 80 - 32  # a chunk of 32 was whole
     names = ("text", "utt2spk", "spk2utt", "utt2num_samples")
-    whole, cut = files_of(tmp_path / "whole" / "set"), files_of(tmp_path / "cut" / "set")
+    whole, cut = files_of(tmp_path / "whole" / "set"), files_of(
+        tmp_path / "cut" / "set"
+    )
     assert [whole[name] for name in names] == [cut[name] for name in names]
     assert not list((tmp_path / "cut" / "audio").rglob(".*"))
-    assert prepare.Checked(tmp_path / "cut" / "audio").path.read_text().count("\n") >= 80
+    assert (
+        prepare.Checked(tmp_path / "cut" / "audio").path.read_text().count("\n") >= 80
+    )
 
 
 def test_changed_or_mended_audio_is_looked_at_again(tmp_path):

@@ -317,6 +317,7 @@ def test_pickled_code_is_not_run(stages, tmp_path):
 
 def test_other_frozen_parts_are_refused(stages, tmp_path, tiny_parts):
     import tiny
+
     from espnet2_slit.task import IdentityError
 
     folder = stages["instruction"]
@@ -351,6 +352,7 @@ def test_moved_frozen_parts_are_accepted(stages, tmp_path, tiny_parts):
 
 def test_resume_with_another_language_model_is_refused(stages, tmp_path, train_command):
     import tiny
+
     from espnet2_slit.task import IdentityError
 
     folder = tmp_path / "generative"

@@ -2,11 +2,13 @@
 """slit: caption, ask, classify, embed and search audio with a trained system."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Commands with a program of their own; what follows the word goes to it unchanged.
@@ -112,6 +114,9 @@ def get_parser():
     command.add_argument("--port", type=int, default=7860)
     add_model(command)
 
+    command = add("completion", completion, "print what makes the Tab key work")
+    command.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
+
     for name, (program, text) in PROGRAMS.items():
         commands.add_parser(name, help=f"{text}: see slit {name} --help ({program})")
     return parser
@@ -162,9 +167,11 @@ def load(args):
     if not args.model:
         args.parser.error("give --model, or set SLIT_MODEL")
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from espnet2_slit.inference import SLIT
 
+    disable_progress_bar()  # of loading weights; the files' own bar follows
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -252,7 +259,7 @@ def generation(args):
 
 
 def caption(args):
-    """slit caption"""
+    """`slit caption`."""
     slit = load(args)
     pairs = in_steps(
         args.files,
@@ -265,7 +272,7 @@ def caption(args):
 
 
 def ask(args):
-    """slit ask"""
+    """`slit ask`."""
     slit = load(args)
     candidates = lines_of(args.candidates) if args.candidates else None
     pairs = in_steps(
@@ -279,7 +286,7 @@ def ask(args):
 
 
 def classify(args):
-    """slit classify"""
+    """`slit classify`."""
     labels = lines_of(args.labels)
     slit = load(args)
     default = "similarity" if slit.representation else "language_model"
@@ -295,7 +302,7 @@ def classify(args):
 
 
 def embed(args):
-    """slit embed"""
+    """`slit embed`."""
     if not args.files and not args.texts:
         args.parser.error("give files, --texts, or both")
     import numpy as np
@@ -346,7 +353,7 @@ def update_index(args, slit, rebuild=False):
 
 
 def index(args):
-    """slit index"""
+    """`slit index`."""
     slit = load(args)
     found, report = update_index(args, slit, args.rebuild)
     if args.json:
@@ -361,7 +368,7 @@ def index(args):
 
 
 def search(args):
-    """slit search"""
+    """`slit search`."""
     slit = load(args)
     found, _ = update_index(args, slit)
     for hit in found.search(slit, args.text, args.top_k, args.rerank):
@@ -374,7 +381,7 @@ def search(args):
 
 
 def info(args):
-    """slit info"""
+    """`slit info`."""
     if not args.model:
         args.parser.error("give a model, or set SLIT_MODEL")
     from espnet2_slit.system_info import describe_source
@@ -407,7 +414,7 @@ def info(args):
 
 
 def doctor(args):
-    """slit doctor"""
+    """`slit doctor`."""
     from espnet2_slit.doctor import MISSING, OK, examine
 
     checks = examine()
@@ -429,10 +436,35 @@ def doctor(args):
 
 
 def demo(args):
-    """slit demo"""
+    """`slit demo`."""
     from espnet2_slit.demo import launch
 
     launch(load(args), args.folder, args.host, args.port)
+    return 0
+
+
+def completion(args):
+    """`slit completion`."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise ImportError(
+            "slit completion needs shtab, which is not installed."
+            " Run: python -m pip install shtab"
+        ) from error
+    parser = get_parser()
+    (commands,) = [a for a in parser._actions if a.dest == "command"]
+    with contextlib.redirect_stdout(sys.stderr):  # ESPnet prints while imported
+        for name, (program, _) in PROGRAMS.items():
+            module = importlib.import_module(f"espnet2_slit.bin.{program}")
+            commands.choices[name] = module.get_parser()
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.dest in ("folder", "index"):
+                action.complete = shtab.DIRECTORY
+            elif action.choices is None and action.nargs != 0:
+                action.complete = shtab.FILE
+    print(shtab.complete(parser, args.shell))
     return 0
 
 
@@ -443,6 +475,7 @@ def main(cmd=None):
         module = importlib.import_module(f"espnet2_slit.bin.{PROGRAMS[words[0]][0]}")
         return module.main(words[1:]) or 0
     args = get_parser().parse_args([_option(word) for word in words])
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of what ESPnet calls
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     try:
         return args.run(args)

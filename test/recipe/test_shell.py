@@ -51,7 +51,9 @@ def run_pl(folder, *words, **environment):
 
 
 def test_run_pl_writes_header_output_and_footer(tmp_path):
-    code, out, err = run_pl(tmp_path, "logs/x.log", "bash", "-c", "echo one; echo two >&2")
+    code, out, err = run_pl(
+        tmp_path, "logs/x.log", "bash", "-c", "echo one; echo two >&2"
+    )
     assert (code, out, err) == (0, "", "")
     lines = (tmp_path / "logs/x.log").read_text().splitlines()
     assert lines[0] == "# bash -c 'echo one; echo two >&2'"
@@ -78,7 +80,14 @@ def test_run_pl_reports_a_failed_job_with_its_log(tmp_path):
 
 def test_run_pl_runs_all_jobs_and_counts_the_failed(tmp_path):
     code, _, err = run_pl(
-        tmp_path, "JOB=1:5", "x.JOB.log", "bash", "-c", "touch d.$1; [ $1 != 3 ]", "x", "JOB"
+        tmp_path,
+        "JOB=1:5",
+        "x.JOB.log",
+        "bash",
+        "-c",
+        "touch d.$1; [ $1 != 3 ]",
+        "x",
+        "JOB",
     )
     assert code == 1 and "run.pl: 1 / 5 failed, log is in x.*.log" in err
     assert len(list(tmp_path.glob("d.*"))) == 5
@@ -91,7 +100,10 @@ def test_run_pl_names_the_signal_that_ended_a_job(tmp_path):
 
 def test_run_pl_program_not_found(tmp_path):
     code, _, _ = run_pl(tmp_path, "x.log", "no_such_program")
-    assert code == 1 and "no_such_program: No such file" in (tmp_path / "x.log").read_text()
+    assert (
+        code == 1
+        and "no_such_program: No such file" in (tmp_path / "x.log").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +139,9 @@ def test_run_pl_refuses_wrong_use(tmp_path, words, message):
 
 
 words = st.lists(
-    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20),
+    st.text(
+        st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20
+    ),
     max_size=4,
 )
 
@@ -136,7 +150,10 @@ words = st.lists(
 @given(words)
 def test_run_pl_passes_words_on_as_they_are(tmp_path_factory, arguments):
     folder = tmp_path_factory.mktemp("words")
-    tell = "import os, sys; open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    tell = (
+        "import os, sys;"
+        " open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    )
     code, _, _ = run_pl(folder, "x.log", sys.executable, "-c", tell, *arguments)
     assert code == 0
     assert (folder / "got").read_bytes() == b"\0".join(map(os.fsencode, arguments))
@@ -145,17 +162,24 @@ def test_run_pl_passes_words_on_as_they_are(tmp_path_factory, arguments):
 
 @settings(max_examples=8, deadline=None)
 @given(words)
-@example(["$(touch x)", "`touch x`", "a'b c\\\\d", "", "{x: $HOME}", "two\nlines", "-é"])
+@example(
+    ["$(touch x)", "`touch x`", "a'b c\\\\d", "", "{x: $HOME}", "two\nlines", "-é"]
+)
 def test_words_reach_the_other_machine_as_they_are(tmp_path_factory, arguments):
     """Through ESPnet's launcher with --host, whose shells read them twice."""
     folder = tmp_path_factory.mktemp("words")
     stand_ins = StandIns(folder / "bin")
     (folder / "path.sh").touch()
     quote = 'source "$0"; for_ssh "$@"'
-    tell = "import os, sys; open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    tell = (
+        "import os, sys;"
+        " open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    )
     job = [sys.executable, "-c", tell, *arguments]
     quoted = subprocess.run(
-        ["bash", "-c", quote, UTILS / "stages.sh", *job], capture_output=True, check=True
+        ["bash", "-c", quote, UTILS / "stages.sh", *job],
+        capture_output=True,
+        check=True,
     ).stdout.split(b"\0")[:-1]
     launch = ["-m", "espnet2.bin.launch", "--host", "localhost", "--ngpu", "0"]
     code, _, err = shell(
@@ -195,7 +219,9 @@ def test_run_pl_picks_what_failed_or_never_ended(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_jobs_end_with_their_runner(tmp_path, signum):
     job = "echo $$ > pid; exec sleep 60"
-    runner = subprocess.Popen([UTILS / "run.pl", "x.log", "bash", "-c", job], cwd=tmp_path)
+    runner = subprocess.Popen(
+        [UTILS / "run.pl", "x.log", "bash", "-c", job], cwd=tmp_path
+    )
     pid_file = tmp_path / "pid"
     while not pid_file.exists() or not pid_file.read_text():
         time.sleep(0.02)
@@ -217,7 +243,13 @@ def test_stdout_pl_shows_the_output_too(tmp_path):
 
 
 def test_espnets_launcher_works_with_run_pl(tmp_path):
-    command = [sys.executable, "-m", "espnet2.bin.launch", "--cmd", "run.pl --name 'a b'"]
+    command = [
+        sys.executable,
+        "-m",
+        "espnet2.bin.launch",
+        "--cmd",
+        "run.pl --name 'a b'",
+    ]
     command += ["--log", "exp/train.log", "--ngpu", "0", "--", "echo", "it's $HOME"]
     path = f"{UTILS}:{os.environ['PATH']}"
     code, _, err = shell(*command, cwd=tmp_path, PATH=path)
@@ -288,11 +320,20 @@ def test_what_a_wrapper_does_not_know_is_passed_on(tmp_path):
     assert out.splitlines() == ["1", "x", "false", *rest]
 
 
-@pytest.mark.parametrize("script", ["run.sh", "slit.sh", "run_esc50.sh", "run_ablation.sh"])
+@pytest.mark.parametrize(
+    "script", ["run.sh", "slit.sh", "run_esc50.sh", "run_ablation.sh"]
+)
 def test_help_of_the_recipes_lists_the_options_of_slit_sh(script):
     code, out, _ = shell(RECIPE / script, "--help", cwd=RECIPE)
     assert code == 0
-    for name in ("stage", "stop_stage", "ngpu", "num_nodes", "inference_nj", "test_sets"):
+    for name in (
+        "stage",
+        "stop_stage",
+        "ngpu",
+        "num_nodes",
+        "inference_nj",
+        "test_sets",
+    ):
         assert f"--{name} VALUE" in out
     block = (RECIPE / "slit.sh").read_text().split("# Options")[1].split("# End of")[0]
     for name in re.findall(r"^([a-z_]+)=", block, re.MULTILINE):
@@ -331,7 +372,10 @@ def test_a_wrong_call_of_run_sh_ends_with_code_2(words, message):
         (["--manifest", "no.csv", "--stop-stage", "1"], "no such manifest"),
         (["--local_data_dir", "no", "--stop-stage", "1"], "no no/train"),
         (["--stage", "5", "--stop-stage", "5", "--tag", "none"], "run stage 4 first"),
-        (["--stage", "2", "--stop-stage", "2", "--config", "x"], "no config 'x' for repr"),
+        (
+            ["--stage", "2", "--stop-stage", "2", "--config", "x"],
+            "no config 'x' for repr",
+        ),
         (["--stage", "5", "--inference_config", "conf/no.yaml"], "no conf/no.yaml"),
         (["--stage", "8", "--skip_upload", "false"], "needs --hf_repo"),
     ],
@@ -344,7 +388,10 @@ def test_what_is_missing_is_named_with_the_remedy(new_recipe, words, message):
 
 def test_the_backend_must_be_a_known_one(new_recipe):
     code, _, err = shell(new_recipe / "slit.sh", cwd=new_recipe, cmd_backend="pbs")
-    assert code == 1 and "cmd_backend=pbs: expected local, stdout, sge, slurm or ssh" in err
+    assert (
+        code == 1
+        and "cmd_backend=pbs: expected local, stdout, sge, slurm or ssh" in err
+    )
 
 
 # -------------------------------------------------------------------------- new recipes
@@ -358,10 +405,20 @@ def new_recipe(tmp_path):
 
 
 def test_setup_makes_a_recipe_anywhere(new_recipe):
-    for name in ("slit.sh", "path.sh", "cmd.sh", "db.sh", "run.sh", "conf", "local/data.sh"):
+    for name in (
+        "slit.sh",
+        "path.sh",
+        "cmd.sh",
+        "db.sh",
+        "run.sh",
+        "conf",
+        "local/data.sh",
+    ):
         assert (new_recipe / name).exists()
     assert not (new_recipe / "conf").is_symlink()
-    where = "cd '%s' && . ./path.sh && . ./cmd.sh && command -v ${cuda_cmd}" % new_recipe
+    where = (
+        "cd '%s' && . ./path.sh && . ./cmd.sh && command -v ${cuda_cmd}" % new_recipe
+    )
     code, out, err = shell("bash", "-euc", where)
     assert code == 0 and Path(out.strip()).resolve() == (UTILS / "run.pl").resolve()
 
@@ -397,7 +454,11 @@ def test_setup_never_overwrites(new_recipe):
 
 def test_a_recipe_outside_asks_for_the_installed_package(tmp_path):
     recipe = tmp_path / "egs2" / "slit" / "slit1"
-    shutil.copytree(RECIPE, recipe, ignore=shutil.ignore_patterns("data", "dump", "exp", "downloads"))
+    shutil.copytree(
+        RECIPE,
+        recipe,
+        ignore=shutil.ignore_patterns("data", "dump", "exp", "downloads"),
+    )
     python = tmp_path / "bin" / "python3"
     python.parent.mkdir()
     python.write_text("#!/bin/sh\nexit 1\n")
@@ -411,7 +472,9 @@ def test_a_recipe_outside_asks_for_the_installed_package(tmp_path):
 
 
 def stages(folder, script):
-    return shell("bash", "-euo", "pipefail", "-c", f". {UTILS}/stages.sh\n{script}", cwd=folder)
+    return shell(
+        "bash", "-euo", "pipefail", "-c", f". {UTILS}/stages.sh\n{script}", cwd=folder
+    )
 
 
 def test_state_changes_with_content_not_with_time(tmp_path):
@@ -459,7 +522,10 @@ def test_follow_shows_epochs_and_counts(tmp_path):
     script = "\n".join(f"echo {shlex.quote(line)} >> x.log" for line in lines)
     code, out, _ = follow(tmp_path, "x.log", "bash", "-c", script)
     assert code == 0
-    assert out.splitlines()[0] == "    epoch 1: train loss 2.5, valid loss 2.25 (3 seconds)"
+    assert (
+        out.splitlines()[0]
+        == "    epoch 1: train loss 2.5, valid loss 2.25 (3 seconds)"
+    )
     assert "something else" not in out
 
 
@@ -470,7 +536,9 @@ def test_follow_shows_the_end_of_the_log_of_a_failed_command(tmp_path):
 
 
 def test_follow_shows_what_was_said_where_there_is_no_log(tmp_path):
-    code, _, err = follow(tmp_path, "x.log", "bash", "-c", "echo no such queue >&2; exit 1")
+    code, _, err = follow(
+        tmp_path, "x.log", "bash", "-c", "echo no such queue >&2; exit 1"
+    )
     assert code == 1 and "no such queue" in err
 
 
@@ -506,7 +574,9 @@ def test_setup_env_wrong_options(words):
     assert shell(ROOT / "tools" / "setup_env.sh", *words)[0] == 2
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(
+    not shutil.which("shellcheck"), reason="shellcheck is not installed"
+)
 def test_shellcheck_finds_nothing():
     code, out, _ = shell("shellcheck", "-e", "SC1091,SC2154", *SCRIPTS)
     assert code == 0, out
@@ -518,4 +588,6 @@ def test_scripts_parse_and_stop_at_errors(script):
     text = script.read_text()
     sourced = "shellcheck shell=bash" in text
     assert sourced or "set -euo pipefail" in text
-    assert not re.search(r"\beval\b|pip install (?!-)", text.replace("pip install -e", ""))
+    assert not re.search(
+        r"\beval\b|pip install (?!-)", text.replace("pip install -e", "")
+    )

@@ -1,4 +1,4 @@
-"""slit.sh from a manifest to scores, on 24 clips: every stage, twice, and after a kill."""
+"""slit.sh from a manifest to scores, on 24 clips: each stage, twice, after a kill."""
 
 import json
 import os
@@ -29,7 +29,7 @@ KINDS = {"bell": 880.0, "hum": 110.0, "hiss": 0.0}
 
 
 def audio(kind, seed):
-    """0.6 s of a tone or of noise, at a rate and with channels that must be converted."""
+    """0.6 s of a tone or of noise; rate and channels must be converted."""
     rng = np.random.default_rng(seed)
     rate = (16000, 22050, 8000)[seed % 3]
     time_s = np.arange(int(0.6 * rate)) / rate
@@ -137,7 +137,13 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     before = marks(folder)
     out = run(recipe, "--stage", "1", "--stop-stage", "6")
     assert marks(folder) == before
-    for words in ("data is made", "is encoded", "is trained", "is decoded", "RESULTS.md is there"):
+    for words in (
+        "data is made",
+        "is encoded",
+        "is trained",
+        "is decoded",
+        "RESULTS.md is there",
+    ):
         assert words in out
     assert "Training" not in out and "Encoding" not in out and "Decoding" not in out
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One table of several systems' scores: what does each training stage give?
 
-    ablation_table.py --output exp/ablation.md "whole system=exp/mini_instruction" ...
+ablation_table.py --output exp/ablation.md "whole system=exp/mini_instruction" ...
 """
 
 import argparse
@@ -56,8 +56,12 @@ def table(systems):
             ]
             if all(value == "–" for value in values):
                 continue
-            chance = [row["chance"] for row in rows if row and row["chance"] is not None]
-            cells = [v if v == "–" else f"{v:.{1 if factor > 1 else 3}f}" for v in values]
+            chance = [
+                row["chance"] for row in rows if row and row["chance"] is not None
+            ]
+            cells = [
+                v if v == "–" else f"{v:.{1 if factor > 1 else 3}f}" for v in values
+            ]
             if chance:
                 cells.append(f"{chance[0] * factor:.{1 if factor > 1 else 3}f}")
             else:

@@ -229,10 +229,12 @@ def plan_scene(rng, clip, classes, relation=None, counts=None):
     else:
         numbers = [1, 1]
     spans, duration = _plan_times(
-        rng, relation, [(pair[0], n) for pair, n in zip(pairs, numbers)]
+        rng, relation, [(pair[0], n) for pair, n in zip(pairs, numbers, strict=False)]
     )
     events = []
-    for (manner, source), count, span in zip(pairs, numbers, spans):
+    for (manner, source), count, span in zip(
+        pairs, numbers, spans, strict=False  # a sound alone has one pair
+    ):
         modulated = manner in ("pulsing", "warbling")
         events.append(
             Event(

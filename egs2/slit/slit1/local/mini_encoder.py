@@ -267,7 +267,7 @@ def batches(items, batch_size, generator):
         (B, frames, 128), (B, steps, tags).
     """
     noise = generator.uniform(0.0, 1.5, len(items))  # 160 ms: not the same company
-    order = np.argsort([len(item[1]) + x for item, x in zip(items, noise)])
+    order = np.argsort([len(item[1]) + x for item, x in zip(items, noise, strict=True)])
     groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for number in generator.permutation(len(groups)):
         group = [items[i] for i in groups[number]]

@@ -364,7 +364,7 @@ def evaluate(model, encoded):
             logits.transpose(1, 2), labels, reduction="none", ignore_index=-100
         )
         right = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
-        for row, one, good in zip(rows, loss.sum(1), right):
+        for row, one, good in zip(rows, loss.sum(1), right, strict=True):
             total = totals.setdefault(row[2], [0.0, 0, 0, 0])
             total[0] += one.item()
             total[1] += len(row[1])

@@ -220,7 +220,7 @@ def train(encoder, frames, targets, labels, options):
 def accuracy(encoder, tagger, frames, targets):
     """Share of clips whose label has the highest score."""
     right = 0
-    for clip, target in zip(frames, targets):
+    for clip, target in zip(frames, targets, strict=True):
         length = max(1, len(clip) // FRAMES_PER_PATCH) * FRAMES_PER_PATCH
         logits = tagger(encode(encoder, cut(clip, length, 0).unsqueeze(0)))
         right += int(logits.argmax() == target)

@@ -5,8 +5,8 @@
 
 The first argument names log files (a pattern such as decode.*.log is allowed). Training
 shows one line per epoch and now and then the running loss, other programs the lines in
-which they count. When the command fails, the end of the log is shown and its exit code is
-returned.
+which they count. When the command fails, the end of the log is shown and its exit code
+is returned.
 """
 
 import ctypes

@@ -1,0 +1,116 @@
+"""ESPnet3 and ESPnet-EZ train SLIT as it is; each test needs the ESPnet that has it."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from espnet2_slit import compat
+from espnet2_slit.checkpoint import read_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "egs2/slit/slit1/conf/espnet3/training_representation_mini.yaml"
+TINY = {"width": 16, "layers": 2, "heads": 2, "feed_forward": 32, "num_queries": 3,
+        "max_text_length": 64, "dropout": 0.0}  # fmt: skip
+# ESPnet-EZ imports every task of ESPnet, some with packages that others do not need.
+try:
+    import espnetez  # noqa: F401
+
+    NO_EZ = ""
+except ImportError as error:
+    NO_EZ = f"ESPnet-EZ cannot be imported here ({error})"
+
+
+@pytest.mark.skipif(
+    not (compat.is_installed("espnet3") and compat.is_installed("lightning")),
+    reason="ESPnet3 needs espnet[train] 202609 or newer",
+)
+def test_espnet3_trains_the_shipped_configuration(
+    tiny_features, tiny_parts, tmp_path, monkeypatch
+):
+    from espnet3.systems.base.system import BaseSystem
+    from espnet3.systems.launch import launch
+
+    from espnet2_slit.task import SLITTask
+
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    for name in ("train", "valid"):  # the tiny corpus has train and valid
+        config["dataset"][name][0]["data_src_args"]["path"] = "${features_dir}/" + name
+        batches = config["dataloader"][name]["iter_factory"]["batches"]
+        batches["shape_files"] = ["${features_dir}/" + name + "/feats_shape"]
+        batches["batch_size"] = 4
+        config["dataloader"][name]["iter_factory"]["num_workers"] = 0
+    config.update(
+        exp_dir=str(tmp_path / "exp"),
+        features_dir=str(tiny_features),
+        qformer_tokenizer=str(tiny_parts.tokenizer),
+    )
+    config["model"]["features"] = "${features_dir}/train/feats.json"
+    config["model"]["qformer_conf"] = TINY
+    config["model"]["model_conf"]["joint_width"] = 8
+    config["trainer"].update(max_epochs=2, log_every_n_steps=1)
+    path = tmp_path / "training.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    launch(
+        BaseSystem,
+        conf_package="egs3.TEMPLATE.esp2_asr",
+        argv=["--stages", "train", "--training_config", str(path)],
+    )
+
+    (averaged,) = (tmp_path / "exp").glob("valid.loss.ave_*best.pth")
+    weights = read_weights(averaged)
+    written = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text("utf-8"))
+    assert written["model"] == "representation"
+    args = Namespace(**written)
+    torch.manual_seed(0)
+    untrained = SLITTask.build_model(args).state_dict()
+    # What ESPnet2 would save, and trained: stage 2 can start from it (--init_param).
+    assert weights.keys() == untrained.keys()
+    moved = [n for n, w in weights.items() if not torch.equal(w, untrained[n])]
+    assert len(moved) > len(weights) / 2
+    assert all(torch.isfinite(w.float()).all() for w in weights.values())
+
+
+@pytest.mark.skipif(bool(NO_EZ), reason=NO_EZ)
+def test_espnet_ez_trains_the_registered_task(tiny_features, tiny_parts, tmp_path):
+    import espnetez
+
+    from espnet2_slit.task import SLITTask
+
+    espnetez.task.TASK_CLASSES["slit"] = SLITTask
+    config = SLITTask.get_default_config()
+    config.update(
+        model="representation",
+        model_conf={"joint_width": 8},
+        qformer_conf=TINY,
+        qformer_tokenizer=str(tiny_parts.tokenizer),
+        features=str(tiny_features / "train" / "feats.json"),
+        batch_type="unsorted",
+        batch_size=4,
+        num_workers=0,
+        max_epoch=1,
+        use_tensorboard=False,
+        use_matplotlib=False,
+        ngpu=0,
+    )
+    trainer = espnetez.Trainer(
+        task="slit",
+        train_config=config,
+        output_dir=str(tmp_path / "exp"),
+        stats_dir=str(tmp_path / "stats"),
+        train_dump_dir=str(tiny_features / "train"),
+        valid_dump_dir=str(tiny_features / "valid"),
+        data_info={
+            "feats": ["feats.scp", "kaldi_ark"],
+            "text": ["text", "text"],
+            "clip": ["utt2audio", "text"],
+        },
+        required=["output_dir"],
+    )
+    trainer.collect_stats()
+    trainer.train()
+    assert read_weights(tmp_path / "exp" / "valid.loss.best.pth")
+    assert "representation" in (tmp_path / "exp" / "config.yaml").read_text("utf-8")
