@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Does a long run grow? Memory, open files and threads of a command and its workers.
 
-Runs a command for some minutes, looks at its processes every few seconds through
-psutil, ends it, and fits a straight line through the lowest value of each minute, after
-a warm-up: memory that is really held does not go down again. Memory is PSS, which
-counts a page that n processes share once in all.
+Runs a command for some minutes, looks at its processes every few seconds, ends it, and
+fits a straight line through the lowest value of each minute, after a warm-up: memory
+that is really held does not go down again. Memory is what the processes have allocated
+(Linux' Pss_Anon: a page that n of them share counts once; files and libraries that the
+kernel may drop do not count). Processes are found through psutil.
 
     python bench/soak.py --minutes 20 --output soak.json -- \
         python -m espnet2_slit.bin.slit_train --config ... --max_epoch 100000
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import psutil
 
-MEASURES = {"pss_mib": "memory", "files": "open files", "threads": "threads"}
+MEASURES = {"memory_mib": "memory", "files": "open files", "threads": "threads"}
 
 
 def get_parser():
@@ -71,19 +72,27 @@ def repeat(module, words):
         print(f"soak: {n} rounds", flush=True)
 
 
+def allocated_mib(pid):
+    """Memory of one process that is in no file, its share of it."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
 def look(root):
     """Sums over a process and its children, without those that have just gone."""
-    found = {"processes": 0, "pss_mib": 0.0, "files": 0, "threads": 0, "cpu_s": 0.0}
+    found = {"processes": 0, "memory_mib": 0.0, "files": 0, "threads": 0, "cpu_s": 0.0}
     for process in [root, *root.children(recursive=True)]:
         try:
             with process.oneshot():
-                pss = process.memory_full_info().pss / 2**20
+                memory = allocated_mib(process.pid)
                 files, threads = process.num_fds(), process.num_threads()
                 cpu = sum(process.cpu_times()[:4])
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
         found["processes"] += 1
-        found["pss_mib"] += pss
+        found["memory_mib"] += memory
         found["cpu_s"] += cpu if process == root else 0
         # workers come and go; what may pile up are the files of who lives on
         found["files"] += files if process == root else 0
@@ -114,7 +123,7 @@ def verdict(samples, warm_up_s, memory_limit):
             for minute, found in sorted(minutes.items())
         ]
         growth = slope(lowest)
-        limit = memory_limit if name == "pss_mib" else 1.0
+        limit = memory_limit if name == "memory_mib" else 1.0
         facts[name] = {
             "first": round(lowest[0][1], 1),
             "last": round(lowest[-1][1], 1),

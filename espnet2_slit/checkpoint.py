@@ -373,6 +373,12 @@ def atomic_torch_save() -> Iterator[None]:
         torch.save = original
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed `atomic_torch_save` left: it may be several GB."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def repair_experiment(
     folder: Path,
     best_model_criterion: Iterable[Sequence[str]],
@@ -389,8 +395,6 @@ def repair_experiment(
         best_model_criterion: as in the config: (phase, key, min or max).
         keep_nbest: model files kept for each criterion.
     """
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()
     try:
         states = read_checkpoint(folder / EPOCH_FILE, mmap=True)
     except WeightsError:

@@ -21,6 +21,7 @@ from espnet2_slit.checkpoint import (
     atomic_torch_save,
     check_training,
     read_checkpoint,
+    remove_unfinished,
     repair_experiment,
     restore_training,
 )
@@ -99,8 +100,10 @@ class SLITTrainer(Trainer):
         is_first = (
             not distributed_option.distributed or distributed_option.dist_rank == 0
         )
-        if is_first and not trainer_options.resume:
-            (output_dir / STEP_FILE).unlink(missing_ok=True)
+        if is_first:
+            remove_unfinished(output_dir)
+            if not trainer_options.resume:
+                (output_dir / STEP_FILE).unlink(missing_ok=True)
         if trainer_options.resume and (output_dir / EPOCH_FILE).is_file():
             if is_first:
                 nbest = trainer_options.keep_nbest_models

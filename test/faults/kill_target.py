@@ -35,7 +35,7 @@ def _mains():
     return {
         "prepare": slit_data.main,
         "encode": slit_encode.main,
-        "train": _train,
+        **dict.fromkeys(("representation", "generative", "instruction"), _train),
         "decode": slit_inference.main,
         "score": slit_score.main,
     }
