@@ -225,8 +225,7 @@ class SLITTask(AbsTask):
     def main_worker(cls, args: argparse.Namespace):
         """Train (or collect statistics) in this process."""
         cls.check_arguments(args)
-        # ESPnet brings its own trainer for DeepSpeed and accepts no other beside it
-        cls.trainer = Trainer if args.use_deepspeed else SLITTrainer
+        cls.trainer = Trainer if cls._uses_deepspeed(args) else SLITTrainer
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
         previous = read_training_config(Path(args.output_dir)) if args.resume else None
@@ -235,6 +234,27 @@ class SLITTask(AbsTask):
                 if getattr(args, name) is None:
                     setattr(args, name, previous.get(name))
         super().main_worker(args)
+
+    @classmethod
+    def _uses_deepspeed(cls, args: argparse.Namespace) -> bool:
+        """Whether ESPnet's own trainer for DeepSpeed, beside which it accepts no other.
+
+        Not in a single process: ESPnet then says so and trains without DeepSpeed.
+        """
+        if not (args.use_deepspeed and args.distributed):
+            return False
+        if not compat.is_installed("deepspeed"):
+            raise ValueError(
+                "--use_deepspeed true: expected the package deepspeed, found none. "
+                "pip install deepspeed, or leave the option out."
+            )
+        if not Path(args.deepspeed_config or "").is_file():
+            raise ValueError(
+                "--use_deepspeed true: expected a DeepSpeed configuration, found "
+                f"{args.deepspeed_config!r}. Give --deepspeed_config, for example "
+                "conf/full/deepspeed.json."
+            )
+        return True
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:

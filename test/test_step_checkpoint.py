@@ -150,7 +150,8 @@ def test_with_num_iters_per_epoch_the_next_samples_follow(
 def test_accumulated_gradients_are_not_cut(command, tmp_path):
     folders = [tmp_path / name for name in ("whole", "killed")]
     whole, killed = (
-        command("generative", f, "--accum_grad", "2", *ALWAYS) for f in folders
+        command("generative", f, "--accum_grad", 2, "--use_amp", "true", *ALWAYS)
+        for f in folders
     )
     main(whole)
     run_until(10, killed)

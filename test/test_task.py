@@ -1,5 +1,6 @@
 """Claims about training through ESPnet: stages, files, resume, identities, ranks."""
 
+import json
 import logging
 import math
 import os
@@ -526,8 +527,6 @@ def test_data_of_the_wrong_kind_is_refused(tmp_path, tiny_features, train_comman
 def test_validation_features_of_another_encoder_are_refused(
     tmp_path, tiny_features, train_command
 ):
-    import json
-
     folder = tmp_path / "dump"
     shutil.copytree(tiny_features, folder)
     path = folder / "valid" / "feats.json"
@@ -604,6 +603,55 @@ def test_recipe_config_is_accepted(stage):
         args = SLITTask.get_parser().parse_args(["--config", str(path)])
         assert args.model == stage
         assert not re.search(r"[\s:]/\w", path.read_text()), "a path in a config"
+
+
+# ---------------------------------------------------------------- GPU options
+
+
+def test_amp_passes_through_and_changes_nothing_on_a_cpu(
+    tmp_path, tiny_features, train_command
+):
+    more = ["--resume", "true"]
+    main(train_command("generative", tmp_path / "plain", *more, epochs=2))
+    amp = train_command("generative", tmp_path / "amp", *more, "--use_amp", "true")
+    main(amp)
+    assert checkpoint(tmp_path / "amp")["scaler"] is not None
+    amp[amp.index("--max_epoch") + 1] = "2"
+    main(amp)  # the loss scale is taken up
+    assert_equal_weights(tmp_path / "plain/2epoch.pth", tmp_path / "amp/2epoch.pth")
+
+
+def test_deepspeed_in_one_process_trains_by_our_trainer(
+    tmp_path, tiny_features, train_command
+):
+    from espnet2_slit.task import SLITTask
+    from espnet2_slit.trainer import SLITTrainer
+
+    main(train_command("generative", tmp_path, "--use_deepspeed", "true"))
+    assert SLITTask.trainer is SLITTrainer
+    assert "max_non_finite_batches" in config(tmp_path)
+
+
+def test_deepspeed_says_what_it_lacks(tmp_path, monkeypatch):
+    from argparse import Namespace
+
+    from espnet2_slit import compat
+    from espnet2_slit.task import SLITTask
+
+    args = Namespace(use_deepspeed=True, distributed=True, deepspeed_config=None)
+    monkeypatch.setattr(compat, "is_installed", lambda name: False)
+    with pytest.raises(ValueError, match="pip install deepspeed"):
+        SLITTask._uses_deepspeed(args)
+    monkeypatch.setattr(compat, "is_installed", lambda name: True)
+    with pytest.raises(ValueError, match="found None. Give --deepspeed_config"):
+        SLITTask._uses_deepspeed(args)
+    conf = Path(__file__).parents[1] / "egs2/slit/slit1/conf/full"
+    args.deepspeed_config = str(conf / "deepspeed.json")
+    assert SLITTask._uses_deepspeed(args)
+    optimizer = json.loads((conf / "deepspeed.json").read_text())["optimizer"]
+    same = yaml.safe_load((conf / "train_representation_base.yaml").read_text())
+    for name, value in same["optim_conf"].items():
+        assert optimizer["params"][name] == value, name
 
 
 # ---------------------------------------------------------------- not finite
