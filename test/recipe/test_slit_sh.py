@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from launchers import StandIns
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs2" / "slit" / "slit1"
@@ -85,14 +87,18 @@ def recipe(tmp_path_factory, tiny_parts):
     return folder, [str(word) for word in command]
 
 
-def environment():
-    return {**os.environ, "PYTHON": sys.executable, "SLIT_NO_INSTALL": "1"}
+def environment(**more):
+    return {**os.environ, "PYTHON": sys.executable, "SLIT_NO_INSTALL": "1", **more}
 
 
-def run(recipe, *more):
+def run(recipe, *more, **variables):
     folder, command = recipe
     done = subprocess.run(
-        [*command, *more], cwd=folder, env=environment(), capture_output=True, text=True
+        [*command, *more],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -195,3 +201,75 @@ def test_a_later_stage_notices_that_the_earlier_one_was_trained_anew(recipe):
     )  # fmt: skip
     assert done.returncode == 1
     assert "anew_generative was begun from another checkpoint" in done.stderr
+
+
+CAPTIONS_ONLY = [
+    *["--instruction_train_set", "train_caption"],
+    *["--instruction_valid_set", "valid_caption", "--test_sets", "test_caption"],
+]
+
+
+def features(folder):
+    """{set: {clip: frames}}."""
+    from espnet2_slit.features import FeatureReader
+
+    found = {}
+    for path in folder.glob("*/*/feats.scp"):
+        reader = FeatureReader(path)
+        found[path.parent.name] = {key: reader[key] for key in reader}
+        reader.close()
+    return found
+
+
+@pytest.mark.slow
+def test_slurm_runs_encoding_training_and_decoding(recipe, tmp_path):
+    """Arrays of two jobs, and two ranks on two nodes, by a stand-in for Slurm."""
+    folder, _ = recipe
+    slurm = StandIns(tmp_path / "bin")
+    run(recipe, *CAPTIONS_ONLY, "--stage", "1", "--stop-stage", "1", "--dumpdir", "one")
+    more = ["--num_nodes", "2", "--encode_nj", "2", "--inference_nj", "2"]
+    more += ["--dumpdir", "two", "--tag", "slurm", "--stage", "1", "--stop-stage", "6"]
+    run(recipe, *CAPTIONS_ONLY, *more, cmd_backend="slurm", PATH=slurm.path)
+    exp = folder / "exp"
+    for stage in ("representation", "generative", "instruction"):
+        log = (exp / f"slurm_{stage}" / "train.log").read_text()
+        assert ":0/2]" in log, "two ranks"
+    assert len(slurm.calls("srun")) == 3
+    arrays = [words for words in slurm.calls("slurm.pl") if "JOB=1:2" in words]
+    programs = [" ".join(words) for words in arrays]
+    assert sum("slit_encode" in words for words in programs) == 3  # sets
+    assert sum("slit_inference" in words for words in programs) == 1
+    one, two = features(folder / "one"), features(folder / "two")
+    assert one.keys() == two.keys() == {"train_caption", "valid_caption", "test_caption"}
+    for name in one:
+        assert one[name].keys() == two[name].keys()
+        assert all(np.array_equal(one[name][key], two[name][key]) for key in one[name])
+    decoded = exp / "slurm_instruction" / "decode_tiny"
+    assert (decoded / "RESULTS.md").is_file()
+    # what two jobs decoded is what one does
+    run(
+        recipe, *CAPTIONS_ONLY, "--dumpdir", "two", "--tag", "slurm", "--num_nodes", "2",
+        "--stage", "5", "--stop-stage", "5", "--inference_tag", "one_job",
+    )  # fmt: skip
+    again = exp / "slurm_instruction" / "decode_one_job"
+    text = Path("test_caption", "caption", "text")
+    assert (decoded / text).read_text() == (again / text).read_text()
+
+
+@pytest.mark.slow
+def test_ssh_trains_on_two_machines(recipe, tmp_path, tiny_parts):
+    """A stand-in for ssh; a path with blanks, quotes and commands gets there whole."""
+    folder, _ = recipe
+    ssh = StandIns(tmp_path / "bin")
+    odd = tmp_path / "it's a `touch executed` $(touch executed)"
+    shutil.copytree(tiny_parts.tokenizer, odd)
+    more = ["--host", "localhost,localhost", "--tag", "ssh", "--qformer_tokenizer", odd]
+    run(
+        recipe, *CAPTIONS_ONLY, *map(str, more), "--dumpdir", "one", "--stage", "1",
+        "--stop-stage", "2", PATH=ssh.path,
+    )  # fmt: skip
+    exp = folder / "exp" / "ssh_representation"
+    assert ":0/2]" in (exp / "train.log").read_text()
+    assert (exp / "2epoch.pth").is_file()
+    assert [words[0] for words in ssh.calls("ssh")] == ["localhost", "localhost"]
+    assert not list(folder.rglob("executed")) and not Path("executed").exists()
