@@ -91,6 +91,10 @@ fi
     "--generator is instruction or generative, found '${generator}'"
 [[ ${leakage} =~ ^(report|stop|ignore)$ ]] || usage_error \
     "--leakage is report, stop or ignore, found '${leakage}'"
+if [ -n "${host}" ] && [[ ${PWD} =~ [^[:alnum:]/._+=,@%:-] ]]; then
+    die "--host: ESPnet's launcher needs a folder whose path has no blanks or signs of the" \
+        "shell, found '${PWD}'. Move or link the recipe directory"
+fi
 if [ ! -f path.sh ] || [ ! -f cmd.sh ]; then
     die "no path.sh and cmd.sh in ${PWD}: run slit.sh in a recipe directory" \
         "(${here}/setup.sh DIR makes one)"
