@@ -67,6 +67,8 @@ class DecodeOptions:
         routes: how labels are scored, of similarity, matching and language_model.
         label_templates: texts with "{}" for the label.
         rerank: candidates of each query that the matching head looks at; 0 for none.
+        rerank_scale: of the cosine that is added to the matching logit; None: 1 /
+            temperature, the scale of logits; 1: the bare cosine, as LAVIS.
         attention_clips: clips whose attention maps are kept for the report.
         seed: for sampling.
     """
@@ -78,6 +80,7 @@ class DecodeOptions:
     routes: tuple = ROUTES
     label_templates: tuple = LABEL_TEMPLATES
     rerank: int = RERANK
+    rerank_scale: float | None = None
     attention_clips: int = 4
     seed: int = 0
 
@@ -418,6 +421,9 @@ def decoding_facts(options, tasks):
             facts[task] = generation
     if "retrieval" in tasks:
         facts["rerank"] = options.rerank
+        if options.rerank:
+            scale = options.rerank_scale
+            facts["rerank_scale"] = "1 / temperature" if scale is None else scale
     if "classification" in tasks:
         facts["label_templates"] = list(options.label_templates)
     return facts
@@ -536,6 +542,7 @@ def _decode_retrieval(slit, data, output_dir, options, parts, merge):
         options.rerank,
         audio_embeddings=alone.merged("audio_embeddings", count)["audio"],
         match=lambda *wanted: _match_in_parts(slit, data, *wanted, parts, merge),
+        rerank_scale=options.rerank_scale,
     )
     if not merge:
         return []

@@ -804,6 +804,7 @@ class SLIT:
         directions=("text_to_audio", "audio_to_text"),
         audio_embeddings=None,
         match=None,
+        rerank_scale=None,
     ):
         """Scores of every text with every clip.
 
@@ -815,20 +816,21 @@ class SLIT:
             audio_embeddings: (N, Q, E) if they are known.
             match: stands in for `match_pairs`: takes texts, and the wanted ones of each
                 clip; None as its result leaves the re-ranked scores out.
+            rerank_scale: of the cosine in a re-ranked score; None: 1 / temperature.
 
         Returns:
             {"contrastive": (M, N) cosines, "reranked_text_to_audio": (M, N),
-            "reranked_audio_to_text": (M, N)}, float32. A re-ranked score is the cosine
-            plus the matching logit; what was not looked at stands below what was, in
-            its contrastive order. Equal texts have equal scores: they are compared
-            once.
+            "reranked_audio_to_text": (M, N)}, float32. A re-ranked score is the scaled
+            cosine plus the matching logit; what was not looked at stands below what
+            was, in its contrastive order. Equal texts have equal scores: they are
+            compared once.
         """
         part = self._need("representation")
         unique = list(dict.fromkeys(texts))
         if len(unique) < len(texts):
             row = {text: i for i, text in enumerate(unique)}
             found = self.retrieve(
-                clips, unique, rerank, directions, audio_embeddings, match
+                clips, unique, rerank, directions, audio_embeddings, match, rerank_scale
             )
             index = [row[text] for text in texts]
             return {name: array[index] for name, array in found.items()}
@@ -855,18 +857,29 @@ class SLIT:
                 logits = self.match_pairs(store if keep else clips, texts, wanted)
         if logits is None:
             return found
+        scale = self.rerank_scale if rerank_scale is None else rerank_scale
         table = np.full(scores.shape, np.nan, np.float32)
         for clip, (rows, values) in enumerate(zip(wanted, logits, strict=True)):
             table[rows, clip] = values
         if "text_to_audio" in best:
             found["reranked_text_to_audio"] = rerank_rows(
-                scores, table, best["text_to_audio"]
+                scores, table, best["text_to_audio"], scale
             )
         if "audio_to_text" in best:
             found["reranked_audio_to_text"] = rerank_rows(
-                scores.T, table.T, best["audio_to_text"]
+                scores.T, table.T, best["audio_to_text"], scale
             ).T
         return found
+
+    @property
+    def rerank_scale(self):
+        """1 / temperature: a cosine times this is the contrastive side's logit.
+
+        Matching is trained on negatives that are drawn by just this logit, so that its
+        own says what the contrastive side does not know yet: the two add up. LAVIS adds
+        the bare cosine, which hardly counts beside a logit.
+        """
+        return 1 / self._need("representation").model.temperature
 
     @torch.inference_mode()
     def match_pairs(self, clips, texts, wanted):
@@ -1154,20 +1167,23 @@ def pair_batches(wanted, size=PAIRS_PER_BATCH):
         yield np.concatenate(group)
 
 
-def rerank_rows(scores, match, best):
+def rerank_rows(scores, match, best, scale=1.0):
     """Contrastive scores, re-ranked at the top of each row.
 
     Args:
         scores: (rows, columns) cosines.
         match: matching logits where known.
         best: (rows, k) columns that were looked at.
+        scale: of the cosines.
 
     Returns:
-        (rows, columns): cosine + logit at `best`; elsewhere the cosine, moved below.
+        (rows, columns): scaled cosine + logit at `best`; elsewhere the scaled cosine,
+        moved below.
     """
+    scores = scores * scale
     top = np.take_along_axis(scores, best, 1) + np.take_along_axis(match, best, 1)
-    # Cosines differ by at most 2.
-    ranked = scores - 3.0 - np.maximum(0, 1 - top.min(axis=1, keepdims=True))
+    lowest, highest = top.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
+    ranked = scores - (highest - lowest) - 1.0
     np.put_along_axis(ranked, best, top, axis=1)
     return ranked.astype(np.float32)
 

@@ -36,7 +36,11 @@ ROUTES = {
     "language_model_mean": "language model, log-likelihood per token of the label",
 }
 # decode.json: option -> the one task that it concerns.
-DECODING_OWNERS = {"rerank": "retrieval", "label_templates": "classification"}
+DECODING_OWNERS = {
+    "rerank": "retrieval",
+    "rerank_scale": "retrieval",
+    "label_templates": "classification",
+}
 EXAMPLES = 8  # of each task in the report
 # Cells of a similarity matrix computed at once from embeddings.
 CELLS_PER_CHUNK = 16_000_000

@@ -27,7 +27,13 @@ import numpy as np
 from espnet2_slit.audio_io import AudioError, probe
 from espnet2_slit.features import atomic_binary, identity_differences, write_json
 from espnet2_slit.frozen import fingerprint
-from espnet2_slit.inference import SLIT, Hit, InferenceError, similarity
+from espnet2_slit.inference import (
+    SLIT,
+    Hit,
+    InferenceError,
+    rerank_rows,
+    similarity,
+)
 
 SCHEMA = 1
 DEFAULT_NAME = ".slit_index"  # in the folder of audio
@@ -306,15 +312,20 @@ class SearchIndex:
             best = sorted(best, key=lambda row: (-row[0], row[1]))[:wanted]
             offset += len(names)
         if rerank and best:
-            top, rest = best[:rerank], best[rerank:]
+            top = best[:rerank]
             paths = [str(self.root / name) for _, _, name in top]
             pairs = [np.zeros(1, np.int64)] * len(top)
             logits = slit.match_pairs(slit.clips(paths), [text], pairs)
-            moved = [
-                (score + float(logit[0]), index, name)
-                for (score, index, name), logit in zip(top, logits, strict=True)
+            scores = np.array([[score for score, _, _ in best]])
+            match = np.full_like(scores, np.nan)
+            match[0, : len(top)] = np.concatenate(logits)
+            looked_at = np.arange(len(top))[None]
+            scores = rerank_rows(scores, match, looked_at, slit.rerank_scale)[0]
+            best = [
+                (float(score), index, name)
+                for score, (_, index, name) in zip(scores, best, strict=True)
             ]
-            best = sorted(moved, key=lambda row: (-row[0], row[1])) + rest
+            best = sorted(best, key=lambda row: (-row[0], row[1]))
         return [
             Hit(index, score, str(self.root / name))
             for score, index, name in best[:top_k]

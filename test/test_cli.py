@@ -133,10 +133,11 @@ def test_search_finds_what_the_library_finds(run, slit, folder):
         assert row["score"] == pytest.approx(hit.score, abs=2e-3)  # kept as float16
 
 
-def test_reranked_search_equals_the_library(run, slit, folder):
+@pytest.mark.parametrize("rerank", [2, 4])
+def test_reranked_search_equals_the_library(run, slit, folder, rerank):
     files = [str(folder / name) for name in find_audio(folder)]
-    expected = slit.search("a bell rings", files, rerank=4)
-    _, lines, _ = run("search", "a bell rings", folder, "--rerank", 4)
+    expected = slit.search("a bell rings", files, rerank=rerank)
+    _, lines, _ = run("search", "a bell rings", folder, "--rerank", rerank)
     assert [line.split("\t")[1] for line in lines] == [hit.item for hit in expected]
 
 

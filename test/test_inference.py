@@ -330,17 +330,18 @@ def plain_match(slit, path, text):
         ).item()
 
 
-@pytest.mark.parametrize("rerank", [2, 100])
-def test_reranking_equals_a_plain_loop(slit, clips, rerank):
-    found = slit.retrieve(slit.clips(clips), TEXTS, rerank)
+@pytest.mark.parametrize("rerank, scale", [(2, None), (100, None), (2, 1.0)])
+def test_reranking_equals_a_plain_loop(slit, clips, rerank, scale):
+    found = slit.retrieve(slit.clips(clips), TEXTS, rerank, rerank_scale=scale)
     audio, text = slit.embed_audio(clips), slit.embed_text(TEXTS)
     cosine = np.array([[(a @ t).max() for a in audio] for t in text])
     np.testing.assert_allclose(found["contrastive"], cosine, atol=1e-5)
     loop = np.array([[plain_match(slit, c, t) for c in clips] for t in TEXTS])
+    factor = scale or 1 / slit.representation.model.temperature
     for name, axis in (("reranked_text_to_audio", 1), ("reranked_audio_to_text", 0)):
         best = np.argsort(-cosine, axis=axis, kind="stable")
         best = np.take(best, range(min(rerank, cosine.shape[axis])), axis=axis)
-        expected = np.take_along_axis(cosine + loop, best, axis)
+        expected = np.take_along_axis(factor * cosine + loop, best, axis)
         np.testing.assert_allclose(
             np.take_along_axis(found[name], best, axis), expected, atol=1e-4
         )
@@ -349,8 +350,9 @@ def test_reranking_equals_a_plain_loop(slit, clips, rerank):
         np.put_along_axis(rest, best, np.nan, axis)
         if np.isfinite(rest).any():
             assert np.nanmax(rest - expected.min(axis=axis, keepdims=True)) < 0
-            shift = (rest - cosine) - np.nanmax(rest - cosine, axis=axis, keepdims=True)
-            np.testing.assert_allclose(shift[np.isfinite(shift)], 0, atol=1e-5)
+            shift = rest - factor * cosine
+            shift -= np.nanmax(shift, axis=axis, keepdims=True)
+            np.testing.assert_allclose(shift[np.isfinite(shift)], 0, atol=1e-4)
 
 
 def test_search_directions_are_not_swapped(slit, clips):
@@ -398,6 +400,10 @@ def test_scores_of_small_cases():
     match = np.array([[np.nan, -50.0, 3.0]])
     ranked = rerank_rows(scores, match, np.array([[1, 2]]))
     assert np.argsort(-ranked[0]).tolist() == [2, 1, 0]
+    # 10 * 0.9 - 4 < 10 * 0.5 + 3, and the third, not looked at, stays below.
+    match = np.array([[np.nan, -4.0, 3.0]])
+    ranked = rerank_rows(scores, match, np.array([[1, 2]]), scale=10.0)
+    np.testing.assert_allclose(ranked, [[-4.0, 5.0, 8.0]], atol=1e-5)
 
 
 # ----------------------------------------------------------------------- attention

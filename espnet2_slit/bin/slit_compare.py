@@ -61,7 +61,10 @@ def compare_systems(first, second, metrics=(), resamples=10000, seed=0):
     metric_of = {row.key: row.metric for table in tables for row in table.rows}
     shared = [k for k in items[0] if k in items[1]]
     alone = sorted(set(items[0]) ^ set(items[1]))
-    shared = [k for k in shared if not metrics or metric_of[k] in metrics]
+    shared, alone = (
+        [k for k in keys if not metrics or metric_of[k] in metrics]
+        for keys in (shared, alone)
+    )
     if not shared:
         raise ValueError(
             f"expected scores that both have, found none: {first} has "
@@ -125,7 +128,8 @@ def main(cmd=None):
             f"[{shown[3]}, {shown[4]}]|{row['p_value']:.4f}|{row['better']}|"
         )
     if alone:
-        print(f"\nOnly one of the two has: {', '.join(alone)}")
+        shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
+        print(f"\nScores that only one of the two has: {len(alone)} ({shown})")
     if args.output:
         content = {"schema": 1, "a": str(args.a), "b": str(args.b)}
         content |= {"resamples": args.resamples, "seed": args.seed}

@@ -79,6 +79,11 @@ def get_parser():
             help="e.g. num_beams=1 max_new_tokens=30",
         )
     group.add_argument("--rerank", type=int, help="candidates for the matching head")
+    group.add_argument(
+        "--rerank_scale",
+        type=float,
+        help="of the cosine that is added to the matching logit",
+    )
     group.add_argument("--seed", type=int, help="for sampling")
     group.add_argument("--batch_size", type=int, default=16, help="clips in a batch")
     group.add_argument("--ngpu", type=int, default=0, help="0: CPU")
@@ -137,6 +142,7 @@ def load(args):
         caption=args.caption,
         question_answering=args.question_answering,
         rerank=args.rerank,
+        rerank_scale=args.rerank_scale,
         seed=args.seed,
     )
     slit = SLIT.from_pretrained(
