@@ -46,7 +46,7 @@ from espnet2_slit.inference import (
 )
 
 SCHEMA = 1
-CHUNK = 500  # samples of one part: what a killed run loses at most
+CHUNK = 128  # samples of one part: what a killed run loses at most
 NEEDS = {
     "caption": "generator",
     "retrieval": "representation",
@@ -218,15 +218,16 @@ class Parts:
         self.folder = self.root / key[:16]
         self.job, self.num_jobs = job, num_jobs
 
-    def run(self, name, count, compute, size=CHUNK):
+    def run(self, name, count, compute, size=None):
         """Compute this job's pieces of `range(count)`.
 
         Args:
             name: of the task.
             count: items.
             compute: indices -> {name: array with one row per index}.
-            size: items of a piece.
+            size: items of a piece; None: CHUNK.
         """
+        size = size or CHUNK
         self.folder.mkdir(parents=True, exist_ok=True)
         pieces = range(-(-count // size))
         mine = [k for k in pieces if k % self.num_jobs == self.job - 1]
@@ -247,12 +248,13 @@ class Parts:
                 "%s: %d of %d (%.1f a second)", name, indices[-1] + 1, count, rate
             )
 
-    def merged(self, name, count, size=CHUNK):
+    def merged(self, name, count, size=None):
         """All pieces joined.
 
         Raises:
             InferenceError: pieces that no job has computed.
         """
+        size = size or CHUNK
         pieces = []
         absent = 0
         for k in range(-(-count // size)):

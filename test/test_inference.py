@@ -591,10 +591,6 @@ def test_waveforms_give_what_cached_features_give(slit, sets, decoded, tmp_path)
 
 def test_killed_decoding_goes_on(slit, sets, decoded, tmp_path, monkeypatch):
     monkeypatch.setattr("espnet2_slit.decoding.CHUNK", 3)
-    import espnet2_slit.decoding as decoding
-
-    monkeypatch.setattr(decoding.Parts.run, "__defaults__", (3,))
-    monkeypatch.setattr(decoding.Parts.merged, "__defaults__", (3,))
     calls = []
     respond = slit.respond
 
@@ -622,10 +618,7 @@ def test_killed_decoding_goes_on(slit, sets, decoded, tmp_path, monkeypatch):
 
 
 def test_jobs_share_a_set(slit, sets, decoded, tmp_path, monkeypatch):
-    import espnet2_slit.decoding as decoding
-
-    monkeypatch.setattr(decoding.Parts.run, "__defaults__", (2,))
-    monkeypatch.setattr(decoding.Parts.merged, "__defaults__", (2,))
+    monkeypatch.setattr("espnet2_slit.decoding.CHUNK", 2)
     source = sets / "dump" / "test_caption"
     with pytest.raises(InferenceError, match="parts of caption are missing"):
         decode_set(slit, source, tmp_path / "out", OPTIONS, "auto", 1, 2, True)

@@ -18,8 +18,7 @@ def command(name, words, log):
     if name == "decode":  # pieces of 3 clips, so that there is something to resume
         from espnet2_slit import decoding
 
-        decoding.Parts.run.__defaults__ = (3,)
-        decoding.Parts.merged.__defaults__ = (3,)
+        decoding.CHUNK = 3
     sys.exit(MAINS[name](words))
 
 
