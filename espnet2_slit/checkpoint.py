@@ -363,6 +363,8 @@ def atomic_torch_save() -> Iterator[None]:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(final)
+        except OSError as error:  # a full disk: say of which file
+            raise OSError(error.errno, error.strerror, str(final)) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ write in the middle, as it does when no block is left, and needs no root for it.
 
 import contextlib
 import errno
+import json
 import os
 import resource
 import shutil
@@ -19,7 +20,7 @@ import tiny_system
 from espnet2_slit import data_dir, features, prepare
 from espnet2_slit.audio_encoder import build_audio_encoder
 from espnet2_slit.audio_io import AudioError
-from espnet2_slit.bin import slit_data, slit_encode, slit_pack
+from espnet2_slit.bin import slit_data, slit_encode, slit_inference, slit_pack
 
 
 @contextlib.contextmanager
@@ -132,6 +133,51 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
         with full_disk(5000), pytest.raises((OSError, RuntimeError)):
             torch.save({"epoch": 2, "weight": torch.ones(100_000)}, path)
     assert contents(tmp_path) == before
+
+
+def test_a_full_disk_stops_training_which_goes_on_when_there_is_room(
+    tmp_path, tiny_features, train_command
+):
+    from espnet2_slit.task import SLITTask
+
+    def command(name, epochs):
+        more = ["--resume", "true", "--checkpoint_minutes", "1e-9"]
+        return train_command("generative", tmp_path / name, *more, epochs=epochs)
+
+    SLITTask.main(cmd=command("whole", 2))
+    SLITTask.main(cmd=command("full", 1))
+    before = contents(tmp_path / "full")
+    with full_disk(30_000), pytest.raises(OSError) as raised:
+        SLITTask.main(cmd=command("full", 2))
+    assert raised.value.errno == errno.EFBIG
+    assert raised.value.filename.endswith("step.pth")
+    after = contents(tmp_path / "full")
+    assert {k: v for k, v in after.items() if k.endswith(".pth")} == {
+        k: v for k, v in before.items() if k.endswith(".pth")
+    }
+    SLITTask.main(cmd=command("full", 2))
+    for name in ("1epoch.pth", "2epoch.pth"):
+        one, two = (tmp_path / where / name for where in ("whole", "full"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_full_disk_stops_decoding_and_keeps_whole_parts(
+    tmp_path, tiny_corpus, tiny_parts, capsys
+):
+    system = tiny_system.system(tmp_path / "exp", tiny_parts)
+    folder = tmp_path / "data" / "valid"
+    shutil.copytree(tiny_corpus / "data" / "valid", folder)
+    facts = {"schema": 1, "name": "valid", "tasks": ["caption"], "zero_shot": False}
+    (folder / "set.json").write_text(json.dumps(facts))
+    words = ["--model", str(system), "--data_dir", str(folder)]
+    words += ["--output_dir", str(tmp_path / "out")]
+    words += ["--caption", "{max_new_tokens: 5}"]
+    with full_disk(10):
+        assert slit_inference.main(words) == 1
+    assert os.strerror(errno.EFBIG) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "decode.json").exists()
+    assert slit_inference.main(words) == 0
+    assert (tmp_path / "out" / "caption" / "text").read_text().count("\n") == 6
 
 
 @pytest.fixture
