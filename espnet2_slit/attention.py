@@ -103,7 +103,9 @@ class _Attention(torch.autograd.Function):
         if kept is not None:
             grad = grad * ctx.keep_scale
             dropped = weights * kept
-        grad_value = torch.matmul(dropped.transpose(-1, -2), grad)
+        grad_key = grad_value = None  # folded projections read frames as they are
+        if ctx.needs_input_grad[2]:
+            grad_value = torch.matmul(dropped.transpose(-1, -2), grad)
         grad_weights = torch.matmul(grad, value.transpose(-1, -2))
         if kept is not None:
             grad_weights.mul_(kept)
@@ -111,7 +113,9 @@ class _Attention(torch.autograd.Function):
             grad_weights, weights, -1, weights.dtype
         )
         grad_query = torch.matmul(grad_scores, key).mul_(ctx.scale)
-        grad_key = torch.matmul(grad_scores.transpose(-1, -2), query).mul_(ctx.scale)
+        if ctx.needs_input_grad[1]:
+            grad_key = torch.matmul(grad_scores.transpose(-1, -2), query)
+            grad_key = grad_key.mul_(ctx.scale)
         return grad_query, grad_key, grad_value, None, None
 
 

@@ -435,7 +435,7 @@ class _PromptedModel(SLITModel):
     def _queries(
         self, frames, frame_lengths, instruction=None, instruction_lengths=None
     ) -> QueryOutput:
-        memory = self.qformer.read_frames(frames, frame_lengths)
+        memory = self.qformer.read_frames(frames, frame_lengths, single_pass=True)
         return self.qformer.forward_queries(memory, instruction, instruction_lengths)
 
     def _step(

@@ -306,6 +306,60 @@ def test_window_position_tells_windows_apart_and_starts_at_zero():
         windowed.read_frames(torch.zeros(1, 13, ENCODER_WIDTH), torch.tensor([13]))
 
 
+def long_batch() -> dict:
+    """Enough frames that folding pays: 33 (24 - 4 * 3) > 4 * 3 * 24."""
+    batch = tiny_batch()
+    frames, lengths = batch["frames"].repeat(1, 3, 1), 3 * batch["frame_lengths"]
+    return batch | {"frames": frames, "frame_lengths": lengths}
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("instructed", [False, True])
+def test_frames_read_by_folded_projections_give_the_same_values_and_gradients(
+    windows, dropout, instructed
+):
+    batch = long_batch()
+    sizes = dict(max_windows=windows, frames_per_window=11, dropout=dropout)
+    qformer = tiny_qformer(**sizes).double().train()
+    text = (batch["text"], batch["text_lengths"]) if instructed else ()
+    found = []
+    for single_pass in (False, True):
+        memory = qformer.read_frames(
+            batch["frames"].double(), batch["frame_lengths"], single_pass
+        )
+        assert (memory.frames is not None) == single_pass
+        torch.manual_seed(0)  # both draw the same dropout
+        hidden = qformer.forward_queries(memory, *text).hidden
+        qformer.zero_grad()
+        hidden.cos().sum().backward()
+        gradients = [p.grad for p in qformer.parameters() if p.grad is not None]
+        found.append([hidden, *gradients])
+    assert len(found[0]) == len(found[1])
+    for folded, projected in zip(*found, strict=True):
+        torch.testing.assert_close(folded, projected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [{"num_queries": 6}, {"frames": 11}])
+def test_folding_is_left_where_it_would_be_more_work(change):
+    qformer, batch = (
+        tiny_qformer(num_queries=change.get("num_queries", 3)),
+        long_batch(),
+    )
+    frames = batch["frames"][:, : change.get("frames", 33)]
+    lengths = torch.full((len(frames),), frames.size(1))
+    assert qformer.read_frames(frames, lengths, single_pass=True).frames is None
+
+
+def test_selected_clips_of_folded_frames_are_those_clips():
+    qformer, batch = tiny_qformer().eval(), long_batch()
+    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"], True)
+    index = torch.tensor([4, 0])
+    some = qformer.forward_queries(memory.select(index)).hidden
+    everything = qformer.forward_queries(memory).hidden
+    torch.testing.assert_close(some, everything[index], **EXACT)
+
+
 def test_new_qformer_starts_as_bert_does():
     torch.manual_seed(0)
     qformer = QFormer(64, 500, width=96, layers=2, heads=4, bos_id=1)
