@@ -246,7 +246,6 @@ def add_label_captions(commands):
     )
     one.add_argument("source", type=Path, help="data directory with labels in text")
     one.add_argument("--out", type=Path, required=True, help="data directory to write")
-    one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=make_label_captions)
 
 
@@ -421,7 +420,7 @@ def make_instruction(args):
 
 def make_label_captions(args):
     """Makes captions of labels."""
-    count = instruction.caption_labels(args.source, args.out, seed=args.seed)
+    count = instruction.caption_labels(args.source, args.out)
     print(f"{args.out}: {count:,} samples")
 
 

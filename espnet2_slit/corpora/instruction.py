@@ -45,13 +45,9 @@ MULTI_LABEL = (
     "Name all the sounds you hear.",
     "List the sound events of the clip.",
 )
-LABEL_CAPTIONS = (
-    "The sound of {label}.",
-    "{label} can be heard.",
-    "A recording of {label}.",
-    "There is {label} in the audio.",
-    "This sounds like {label}.",
-)
+# One sentence for all clips: equal labels are then equal captions, which the objectives
+# know to be positives. In other words they would be each other's (false) negatives.
+LABEL_CAPTION = "The sound of {label}."
 MULTI_LABEL_SEPARATOR = "; "
 CAPTIONS_REMEMBERED = 10_000  # drawn from for wrong captions
 
@@ -367,8 +363,12 @@ def _verification(
 def _alike(one: str, other: str, labels: Sequence[str]) -> bool:
     """Whether a caption may be true of the other's clip: a label or half the words."""
     one, other = one.lower(), other.lower()
-    if any(label.lower() in one and label.lower() in other for label in labels):
-        return True
+    named, also_named = (
+        {label for label in labels if label.lower() in caption}
+        for caption in (one, other)
+    )
+    if named and also_named:
+        return bool(named & also_named)
     words, others = set(one.split()), set(other.split())
     return 2 * len(words & others) >= len(words | others)
 
@@ -450,16 +450,13 @@ def write_categories(folder: Path) -> int:
     return count
 
 
-def caption_labels(
-    source: Path, out: Path, templates: Sequence[str] = LABEL_CAPTIONS, seed: int = 0
-) -> int:
+def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> int:
     """A caption set from a label set, for the stages that learn from captions.
 
     Args:
         source: data directory with labels in `text`, several joined by "; ".
         out: data directory to write.
-        templates: sentences with "{label}".
-        seed: other seeds choose other sentences.
+        template: sentence with "{label}".
 
     Returns:
         Samples written.
@@ -472,7 +469,7 @@ def caption_labels(
             label = words[0]
             if len(words) > 1:
                 label = ", ".join(words[:-1]) + " and " + words[-1]
-            sentence = choose(templates, seed, utterance.id).replace("{label}", label)
+            sentence = template.replace("{label}", label)
             sentence = sentence[:1].upper() + sentence[1:]
             # the clip's own id: nothing else asks about it in a caption set
             _add(replace(utterance, text=sentence, instruction="", task=CAPTION), files)

@@ -135,7 +135,7 @@ def _captioned(parts: Sequence[Path], recipe: Recipe, out: Path) -> list[Path]:
         for part in parts:
             if tasks[part] == {"classification"}:
                 captions.append(out / "parts" / f"{part.name}_caption")
-                instruction.caption_labels(part, captions[-1], seed=recipe.wording.seed)
+                instruction.caption_labels(part, captions[-1])
     if not captions:
         names = ", ".join(part.name for part in parts)
         raise CorpusError(f"{names}: neither captions nor labels to learn from.")

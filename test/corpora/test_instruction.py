@@ -113,6 +113,15 @@ def test_captions_of_labels_are_sentences(sets, tmp_path, column):
     assert "made from labels" in data_dir.read_set(out)["notes"]
 
 
+def test_equal_labels_have_equal_captions(sets, tmp_path, column):
+    # other words of one label would be false negatives of stage 1
+    caption_labels(sets["labels"], tmp_path / "captions")
+    labels, captions = column(sets["labels"], "text"), column(
+        tmp_path / "captions", "text"
+    )
+    assert len(set(captions.values())) == len(set(labels.values())) < len(captions)
+
+
 def test_captions_of_labels_can_be_scored(tree, build, tmp_path, column):
     test, _ = build(ESC50(tree("esc50")), "test")
     caption_labels(test, tmp_path / "captions")

@@ -634,7 +634,7 @@ def language_model(tmp_path_factory):
     module = _local("mini_language_model")
     folder = tmp_path_factory.mktemp("language_model")
     torch.set_num_threads(1)
-    about = module.make(folder, 1, 640, 32, 3e-3, 400, ["crackling fire"])
+    about = module.make(folder, 1, 640, 32, 3e-3, 400)
     return module, folder, about
 
 
@@ -678,7 +678,7 @@ def test_qformer_tokenizer_is_berts_with_dec(language_model):
         "[SEP]",
         "[DEC]",
     ]
-    ids = tokenizer("A loud whistle, then crackling fire").input_ids
+    ids = tokenizer("A loud whistle, then a rattle").input_ids
     assert tokenizer.unk_token_id not in ids
     assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
     assert tokenizer("zebra").input_ids[1:-1] == tokenizer.convert_tokens_to_ids(
@@ -690,9 +690,9 @@ def test_language_model_is_the_same_again_and_is_kept(language_model, tmp_path):
     module, folder, about = language_model
     path = folder / "language_model" / "model.safetensors"
     before = path.stat().st_mtime_ns
-    assert module.make(folder, 1, 640, 32, 3e-3, 400, ["crackling fire"]) == about
+    assert module.make(folder, 1, 640, 32, 3e-3, 400) == about
     assert path.stat().st_mtime_ns == before
-    module.make(tmp_path, 1, 640, 32, 3e-3, 400, ["crackling fire"])
+    module.make(tmp_path, 1, 640, 32, 3e-3, 400)
     for name in (
         "language_model/model.safetensors",
         "qformer_tokenizer/tokenizer.json",
@@ -712,3 +712,35 @@ def test_language_model_learns(language_model):
     module.train(model, encoded, 32, 3e-3, 1)
     trained = module.evaluate(model, encoded[:200])["caption"]["loss"]
     assert trained < 0.5 * untrained
+
+
+def test_language_model_of_labels_knows_their_words(tmp_path):
+    from transformers import AutoTokenizer
+
+    module = _local("mini_language_model")
+    (tmp_path / "text").write_text("a dog\nb crackling fire\nc A dog barks.\n")
+    (tmp_path / "utt2task").write_text(
+        "a classification\nb classification\nc caption\n"
+    )
+    labels = module.read_labels([tmp_path])
+    assert labels == ["crackling fire", "dog"]
+    for told, instruction, target, task in module.training_text(1, 200, labels):
+        assert told == "The sound of dog." or told == "The sound of crackling fire."
+        if task == "question_answering":
+            asked = "dog" if "dog" in instruction else "crackling fire"
+            assert target == ("yes" if asked in told else "no")
+        elif task == "classification":
+            assert target in labels and target in told
+    module.make(tmp_path, 1, 320, 32, 1e-3, 400, labels)
+    words = AutoTokenizer.from_pretrained(tmp_path / "qformer_tokenizer")
+    assert words.tokenize("crackling fire") == ["crackling", "fire"]
+    pieces = AutoTokenizer.from_pretrained(tmp_path / "language_model")
+    ids = pieces("Crackling fire", add_special_tokens=False).input_ids
+    assert pieces.unk_token_id not in ids and pieces.decode(ids) == "crackling fire"
+
+
+def test_language_model_needs_labels_where_it_is_told_to_look(tmp_path):
+    (tmp_path / "text").write_text("c A dog barks.\n")
+    (tmp_path / "utt2task").write_text("c caption\n")
+    with pytest.raises(ValueError, match="expected samples with a label"):
+        _local("mini_language_model").read_labels([tmp_path])

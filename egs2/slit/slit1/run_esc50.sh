@@ -3,7 +3,8 @@
 #
 # Classification of real recordings (ESC-50, or ESC-10 in its layout: meta/esc50.csv and
 # audio/) by held-out fold: for each fold, the mini audio encoder is trained on from its
-# checkpoint and the three stages are run, on the other folds alone. Then the mean.
+# checkpoint and the three stages are run, on the other folds alone. Then the mean. The
+# language model is trained on sentences with the labels' names.
 
 set -euo pipefail
 SLIT_CALLER_DIR=${SLIT_CALLER_DIR:-${PWD}}
@@ -42,11 +43,12 @@ for fold in ${folds}; do
     ./slit.sh --nj "${nj}" --encode_nj 1 --ngpu "${ngpu}" --config "${config}" --tag "${name}" \
         --expdir "${expdir}" --datadir "data/${name}" --dumpdir "dump/${name}" \
         --local_data_opts "esc50 --corpus $(realpath "${esc50}") --fold ${fold}
-            --data_dir data/${name} --encoder downloads/${name}.pt --nj ${nj}" \
+            --data_dir data/${name} --encoder downloads/${name}.pt
+            --parts downloads/${tag} --nj ${nj}" \
         --train_set train_caption --valid_set valid_caption \
         --instruction_train_set train_instruction --instruction_valid_set valid_instruction \
-        --audio_encoder_path "downloads/${name}.pt" --language_model downloads/mini/language_model \
-        --qformer_tokenizer downloads/mini/qformer_tokenizer --stop_stage 6 \
+        --audio_encoder_path "downloads/${name}.pt" --language_model "downloads/${tag}/language_model" \
+        --qformer_tokenizer "downloads/${tag}/qformer_tokenizer" --stop_stage 6 \
         --score_args "${score_args}" "${rest[@]}"
     for dir in "${expdir}/${name}_instruction"/decode_*; do
         if [ -f "${dir}/scores.json" ]; then decoded+=("${dir}"); fi

@@ -4,14 +4,15 @@
 Owns a SentencePiece tokenizer, a small T5 and the Q-Former's WordPiece tokenizer.
 The text is that of scenes nobody renders, of all classes: the words of classes that
 are in no training audio are known from here, as a large language model knows words
-that no audio corpus has. The T5 learns to restore masked captions, to say a
-description in other words, and to answer from a description; the description stands
-where the queries will stand, so that queries have something to be understood as.
+that no audio corpus has. With --data-dir it is sentences about the labels found there
+instead, for a corpus of recordings whose words ("chainsaw") no scene has. The T5
+learns to restore masked captions, to say a description in other words, and to answer
+from a description; the description stands where the queries will stand, so that
+queries have something to be understood as.
 """
 
 import argparse
 import collections
-import hashlib
 import json
 import logging
 import os
@@ -34,6 +35,8 @@ from mini_corpus import (
     questions,
 )
 
+from espnet2_slit.corpora.instruction import LABEL_CAPTION, PRESENCE
+from espnet2_slit.data_dir import read_map
 from espnet2_slit.templates import TEMPLATES
 
 LOGGER = logging.getLogger("mini")
@@ -62,16 +65,19 @@ MODEL = {
 # ---------------------------------------------------------------------------------
 
 
-def training_text(seed, number):
+def training_text(seed, number, labels=()):
     """(source, target) pairs; the source is description + instruction.
 
     Args:
         seed: int.
         number: how many scenes; each gives one pair.
+        labels: what is told of instead of scenes, one label at a time.
 
     Returns:
         list of (description, instruction or "", target, task).
     """
+    if labels:
+        return _label_text(random.Random(f"labels-{VERSION}-{seed}"), number, labels)
     rng = random.Random(f"language-model-{VERSION}-{seed}")
     pairs = []
     for index in range(number):
@@ -99,12 +105,62 @@ def training_text(seed, number):
     return pairs
 
 
-def tokenizer_text(pairs, extra=()):
+def _label_text(rng, number, labels):
+    """training_text of labels: the tasks that the corpora's instruction sets have."""
+    pairs = []
+    for _ in range(number):
+        label = rng.choice(labels)
+        told = LABEL_CAPTION.replace("{label}", label)
+        draw = rng.random()
+        if draw < 0.1:
+            pairs.append((told, "", told, "restore"))
+        elif draw < 0.35:
+            wording = any_instruction(rng, "caption") if rng.random() < 0.5 else ""
+            pairs.append((told, wording, told, "caption"))
+        elif draw < 0.7:
+            wording = any_instruction(rng, "classification")
+            pairs.append((told, wording, label, "classification"))
+        else:
+            right = rng.random() < 0.5
+            others = [other for other in labels if other != label]
+            asked = label if right or not others else rng.choice(others)
+            question = rng.choice(PRESENCE).replace("{label}", asked)
+            wording = any_instruction(rng, "question_answering", question)
+            answer = "yes" if asked == label else "no"
+            pairs.append((told, wording, answer, "question_answering"))
+    return pairs
+
+
+def read_labels(directories):
+    """Labels of the samples to classify.
+
+    Args:
+        directories: Paths of data directories with text and utt2task.
+
+    Returns:
+        list of str, sorted, each once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    labels = set()
+    for directory in directories:
+        tasks = read_map(directory / "utt2task")
+        text = read_map(directory / "text")
+        labels |= {text[key] for key in text if tasks[key] == "classification"}
+    if not labels:
+        raise ValueError(
+            f"{', '.join(map(str, directories))}: expected samples with a label "
+            "(utt2task classification), found none"
+        )
+    return sorted(labels)
+
+
+def tokenizer_text(pairs):
     """Lines the tokenizers are trained on.
 
     Args:
         pairs: as of training_text.
-        extra: further lines, for example the labels of another corpus.
 
     Returns:
         list of str.
@@ -115,7 +171,7 @@ def tokenizer_text(pairs, extra=()):
     names = {"a": "a whistle", "s": "whistle", "p": "buzzes", "v": "pulse"}
     for wordings in QUESTIONS.values():
         lines += [wording.format(**names) for wording in wordings]
-    lines += [*ANSWERS, *extra]
+    lines += ANSWERS
     return lines
 
 
@@ -381,7 +437,7 @@ def evaluate(model, encoded):
 # ---------------------------------------------------------------------------------
 
 
-def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
+def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
     """Train and save language_model/ and qformer_tokenizer/ below `folder`.
 
     Args:
@@ -391,7 +447,7 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
         batch_size: pairs per step.
         learning_rate: peak.
         vocab_size: of SentencePiece.
-        extra: further lines of text for both tokenizers.
+        labels: to tell of these instead of scenes.
 
     Returns:
         dict: how it was made and how well it does.
@@ -404,11 +460,11 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
         "learning_rate": learning_rate,
         "vocab_size": vocab_size,
         "model": MODEL,
-        "extra_text": hashlib.sha256("\n".join(extra).encode()).hexdigest(),
+        "labels": list(labels),
     }
     stamp = folder / "language_model" / "about.json"
     if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
-        found = json.loads(stamp.read_text())
+        found = {"labels": [], **json.loads(stamp.read_text())}
         if {key: found.get(key) for key in about} == about:
             LOGGER.info("Language model: %s is there", stamp.parent)
             return found
@@ -417,8 +473,8 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".language_model.", dir=folder))
     try:
-        text = training_text(seed, pairs)
-        lines = tokenizer_text(text, extra)
+        text = training_text(seed, pairs, labels)
+        lines = tokenizer_text(text)
         tokenizer = train_sentencepiece(lines, temporary / "language_model", vocab_size)
         wordpiece = make_wordpiece(lines, temporary / "qformer_tokenizer")
         model = build_model(tokenizer, seed)
@@ -436,7 +492,7 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, extra=()):
             learning_rate,
             seed,
         )
-        held_out = training_text(f"{seed}-held-out", 2000)
+        held_out = training_text(f"{seed}-held-out", 2000, labels)
         about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
         LOGGER.info("Language model: held-out text: %s", about["held_out"])
         model.save_pretrained(temporary / "language_model")
@@ -464,7 +520,11 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--vocab-size", type=int, default=400)
     parser.add_argument(
-        "--extra-text", type=Path, help="file with lines both tokenizers shall know"
+        "--data-dir",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="data directories whose labels the text is about, instead of scenes",
     )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -473,7 +533,6 @@ def main():
     LOGGER.setLevel(logging.INFO)
     torch.set_num_threads(args.threads)  # another number gives other last digits
     torch.set_float32_matmul_precision("medium")  # oneDNN: 1.7 times as fast on AMD
-    extra = args.extra_text.read_text().splitlines() if args.extra_text else []
     make(
         args.output_dir,
         args.seed,
@@ -481,7 +540,7 @@ def main():
         args.batch_size,
         args.learning_rate,
         args.vocab_size,
-        extra,
+        read_labels(args.data_dir) if args.data_dir else (),
     )
 
 

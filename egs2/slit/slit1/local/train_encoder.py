@@ -29,7 +29,7 @@ from mini_encoder import (
 from espnet2_slit.audio_io import read_audio
 
 LOGGER = logging.getLogger("mini")
-VERSION = 1
+VERSION = 2
 
 
 def read_table(path):
@@ -194,9 +194,10 @@ def train(encoder, frames, targets, labels, options):
                 row[targets[number]] += share
                 row[targets[other]] += 1 - share
                 wanted.append(row)
-            logits = tagger(encode(encoder, torch.stack(inputs)))
+            with torch.autocast("cpu", torch.bfloat16):  # weights stay float32
+                logits = tagger(encode(encoder, torch.stack(inputs)))
             loss = torch.nn.functional.cross_entropy(
-                logits, torch.stack(wanted), label_smoothing=0.1
+                logits.float(), torch.stack(wanted), label_smoothing=0.1
             )
             optimizer.zero_grad()
             loss.backward()
@@ -237,10 +238,10 @@ def main():
     parser.add_argument("--valid-dir", type=Path, nargs="*", default=[])
     parser.add_argument("--init", type=Path, help="BEATs checkpoint to go on from")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--crop-s", type=float, default=4.0)
+    parser.add_argument("--crop-s", type=float, default=2.56)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
