@@ -2,9 +2,9 @@
 # Usage: ./run_esc50.sh --esc50 DIR [--folds "1 2 3 4"] [--name value ...]
 #
 # Classification of real recordings (ESC-50, or ESC-10 in its layout: meta/esc50.csv and
-# audio/) by held-out fold: for each fold, the mini audio encoder is trained on from its
-# checkpoint and the three stages are run, on the other folds alone. Then the mean. The
-# language model is trained on sentences with the labels' names.
+# audio/) by held-out fold. What the mini system (run.sh) has learnt is gone on from, on the
+# other folds alone: its audio encoder, then its Q-Former through the three stages. The
+# language model is new: it knows sentences with the labels' names. Then the mean.
 
 set -euo pipefail
 SLIT_CALLER_DIR=${SLIT_CALLER_DIR:-${PWD}}
@@ -21,6 +21,7 @@ expdir=exp   # where experiments go
 nj=2         # processes that check audio
 ngpu=0       # GPUs; the mini models need none
 config=esc50 # conf/train_<training stage>_<config>.yaml
+init=        # stage-2 model to go on from (default: the mini system's, trained if missing)
 score_args=  # more arguments of slit_score
 # End of options
 
@@ -36,6 +37,15 @@ esc50=$(given "${esc50:-${ESC50}}")
 [ -f "${esc50}/meta/esc50.csv" ] || die "no ${esc50}/meta/esc50.csv: expected ESC-50's own layout"
 folds=${folds:-$(cut -d, -f2 "${esc50}/meta/esc50.csv" | grep -E '^[0-9]+$' | sort -un | xargs)}
 
+init=$(given "${init}")
+if [ -z "${init}" ]; then
+    init=${expdir}/mini_representation/valid.loss.best.pth
+    if [ ! -e "${init}" ]; then
+        log "First the mini system: ${init} is to go on from (about 8 minutes on two cores)"
+        ./run.sh --stop_stage 2 --expdir "${expdir}" --ngpu "${ngpu}"
+    fi
+fi
+
 decoded=()
 for fold in ${folds}; do
     log "Fold ${fold} of ${folds} is held out"
@@ -49,6 +59,7 @@ for fold in ${folds}; do
         --instruction_train_set train_instruction --instruction_valid_set valid_instruction \
         --audio_encoder_path "downloads/${name}.pt" --language_model "downloads/${tag}/language_model" \
         --qformer_tokenizer "downloads/${tag}/qformer_tokenizer" --stop_stage 6 \
+        --pretrained_model "${init}" --ignore_init_mismatch true \
         --score_args "${score_args}" "${rest[@]}"
     for dir in "${expdir}/${name}_instruction"/decode_*; do
         if [ -f "${dir}/scores.json" ]; then decoded+=("${dir}"); fi

@@ -238,7 +238,7 @@ def main():
     parser.add_argument("--valid-dir", type=Path, nargs="*", default=[])
     parser.add_argument("--init", type=Path, help="BEATs checkpoint to go on from")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--crop-s", type=float, default=2.56)
