@@ -250,7 +250,7 @@ def read_map(path: Path) -> dict[str, str]:
 def read_lines(path: Path) -> list[str]:
     r"""Lines of a list without ids, such as `labels`, once each; empty ones left out.
 
-    Only "\\n" ends a line: a label may hold U+2028 or U+0085, at which str.splitlines
+    Only "\n" ends a line: a label may hold U+2028 or U+0085, at which str.splitlines
     would cut it.
 
     Args:

@@ -703,6 +703,39 @@ class SLIT:
         return self.embed_texts(list(text))
 
     @torch.inference_mode()
+    def extract_features(self, raw_speech, sampling_rate=None, return_tensors="np"):
+        """What the queries found in clips, asked for as of transformers' extractors.
+
+        Args:
+            raw_speech: as `audio` of `caption`; one clip is a batch of one.
+            sampling_rate: Hz of arrays.
+            return_tensors: "np" or "pt".
+
+        Returns:
+            {"last_hidden_state": (N, Q, D_q) float32, the Q-Former's output of the
+            representation part, else of the generator without an instruction}.
+
+        Raises:
+            InferenceError: another kind of tensors.
+        """
+        if return_tensors not in ("np", "pt"):
+            raise InferenceError(
+                f"return_tensors: expected 'np' or 'pt', found {return_tensors!r}."
+            )
+        clips = [raw_speech] if _is_one(raw_speech) else raw_speech
+        clips, part = self.clips(clips, sampling_rate), self._any_part
+        hidden = [None] * len(clips)
+        for batch, arrays in self._batches(clips):
+            memory = part.model.qformer.read_frames(*self._frames(part, clips, arrays))
+            found = part.model.qformer.forward_queries(memory).hidden.float().cpu()
+            for clip, rows in zip(batch, found, strict=True):
+                hidden[clip] = rows
+        stacked = torch.stack(hidden)
+        return {
+            "last_hidden_state": stacked if return_tensors == "pt" else stacked.numpy()
+        }
+
+    @torch.inference_mode()
     def embed_clips(self, clips, store=None):
         """(N, Q, E) float32 of clips.
 

@@ -1,4 +1,7 @@
-"""ESPnet3 and ESPnet-EZ train SLIT as it is; each test needs the ESPnet that has it."""
+"""ESPnet's neighbours with SLIT as it is: ESPnet3, ESPnet-EZ, TensorBoard, W&B.
+
+Each test needs the ESPnet, or the package, that has it.
+"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -114,3 +117,32 @@ def test_espnet_ez_trains_the_registered_task(tiny_features, tiny_parts, tmp_pat
     trainer.train()
     assert read_weights(tmp_path / "exp" / "valid.loss.best.pth")
     assert "representation" in (tmp_path / "exp" / "config.yaml").read_text("utf-8")
+
+
+def test_curves_are_written_for_tensorboard(train_command, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from espnet2_slit.task import SLITTask
+
+    folder = tmp_path / "exp"
+    SLITTask.main(
+        cmd=train_command("representation", folder, "--use_tensorboard", "true")
+    )
+    events = EventAccumulator(str(folder / "tensorboard" / "train"))
+    events.Reload()
+    assert {"loss", "loss_contrastive", "temperature"} <= set(events.Tags()["scalars"])
+
+
+def test_curves_are_logged_to_wandb(train_command, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from espnet2_slit.task import SLITTask
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = ["--use_wandb", "true", "--wandb_project", "slit"]
+    SLITTask.main(cmd=train_command("representation", tmp_path / "exp", *options))
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = written.read_bytes()
+    assert b"loss_contrastive" in content and b"temperature" in content

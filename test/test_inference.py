@@ -145,6 +145,21 @@ def test_answers_do_not_depend_on_batch_neighbours(folder, slit, clips):
     np.testing.assert_allclose(one[1], two[1], atol=1e-4)
 
 
+def test_extracted_features_are_what_embeddings_are_made_of(slit, clips):
+    audio, rate = soundfile.read(clips[1], dtype="float32")
+    found = slit.extract_features([audio, clips[0]], sampling_rate=rate)
+    hidden = found["last_hidden_state"]
+    with torch.inference_mode():
+        heads = slit.representation.model.heads
+        embedded = heads.embed_audio(torch.from_numpy(hidden)).numpy()
+    expected = slit.embed_audio([clips[1], clips[0]])
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
+    one = slit.extract_features(audio, rate, return_tensors="pt")["last_hidden_state"]
+    torch.testing.assert_close(one[0], torch.from_numpy(hidden[0]), atol=1e-5, rtol=0)
+    with pytest.raises(InferenceError, match="'np' or 'pt', found 'tf'"):
+        slit.extract_features(audio, rate, return_tensors="tf")
+
+
 def test_one_clip_equals_its_place_in_a_list(slit, clips):
     captions = slit.caption(clips, options=SHORT)
     sums, _ = slit.label_likelihoods(slit.clips(clips), ["a dog barks"])
