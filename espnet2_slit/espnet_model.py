@@ -179,7 +179,7 @@ class RepresentationModel(SLITModel):
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
-    parts_of_other_stages = ("language_projection.", "language_model.")
+    parts_of_other_stages: Tuple[str, ...] = ("language_projection.", "language_model.")
     new_parts = ("audio_encoder.",)
 
     def __init__(
@@ -392,7 +392,11 @@ class _PromptedModel(SLITModel):
         extract_feats_in_collect_stats: ESPnet's switch.
     """
 
-    parts_of_other_stages = ("heads.", "training_step", "qformer.language_head.")
+    parts_of_other_stages: Tuple[str, ...] = (
+        "heads.",
+        "training_step",
+        "qformer.language_head.",
+    )
     new_parts = ("language_projection.", "language_model.", "audio_encoder.")
 
     def __init__(

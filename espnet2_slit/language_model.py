@@ -134,8 +134,8 @@ class LanguageModel(nn.Module):
         )
         # Not in checkpoints: the tokenizer gives them.
         for name, ids in (("_head", text.head), ("_no_prompt", text.encode_prompt(""))):
-            ids = torch.tensor(ids, dtype=torch.long)
-            self.register_buffer(name, ids, persistent=False)
+            row = torch.tensor(ids, dtype=torch.long)
+            self.register_buffer(name, row, persistent=False)
 
     # ------------------------------------------------------------------ text
 

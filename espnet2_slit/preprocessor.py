@@ -164,10 +164,10 @@ class SLITPreprocessor(AbsPreprocessor):
         self.qformer_instruction = qformer_instruction and model == "instruction"
         self.default_task = default_task
         self.feature_width = feature_width
-        self.tokenizer = None
+        self.tokenizer: Any = None  # where the stage has Q-Former text
         if model == "representation" or self.qformer_instruction:
             self.tokenizer = load_qformer_tokenizer(qformer_tokenizer)
-        self.prompt_encoder = None
+        self.prompt_encoder: Any = None  # where it has a language model
         self.prompt_ids: List[int] = []
         if model in ("generative", "instruction"):
             from espnet2_slit.prompt_encoder import load_prompt_encoder

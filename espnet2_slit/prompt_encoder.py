@@ -137,7 +137,7 @@ class PromptEncoder:
                 f"use_chat_template is true, but the tokenizer of {self.path} has no "
                 "chat template. Leave it at auto."
             )
-        return has_one if use_chat_template == "auto" else use_chat_template
+        return has_one if use_chat_template == "auto" else bool(use_chat_template)
 
     def _needs_space(self) -> bool:
         """True if words inside a text are other tokens than words that open one.

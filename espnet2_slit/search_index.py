@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def find_audio(folder: str | os.PathLike) -> Iterator[str]:
 
     Links to folders are not followed, hidden names are left out.
     """
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(os.fspath(folder)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
@@ -101,7 +102,7 @@ class SearchIndex:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.facts = self._read_facts()
-        self.root = Path(self.facts["root"]) if self.facts else None
+        self.root: Any = Path(self.facts["root"]) if self.facts else None
 
     def _read_facts(self) -> dict:
         file = self.path / "index.json"

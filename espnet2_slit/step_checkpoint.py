@@ -68,7 +68,7 @@ class ResumableEpoch:
         device: str,
         distributed: bool,
     ):
-        self.iterator = iterator
+        self.iterator: Any = iterator  # a DataLoader, or what counts like one
         self.path = folder / STEP_FILE
         self.minutes = minutes
         self.training = training
@@ -203,7 +203,7 @@ def _random_state() -> Dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

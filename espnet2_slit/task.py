@@ -191,7 +191,7 @@ class SLITTask(AbsTask):
     @typechecked
     def build_preprocess_fn(
         cls, args: argparse.Namespace, train: bool
-    ) -> Optional[Callable[[str, Dict[str, np.array]], Dict[str, np.ndarray]]]:
+    ) -> Optional[Callable[[str, Dict[str, np.ndarray]], Dict[str, np.ndarray]]]:
         """Strings to ids; needs tokenizers, no weights."""
         facts = args.audio_encoder_identity or {}
         return SLITPreprocessor(
@@ -320,7 +320,7 @@ class SLITTask(AbsTask):
                 f"{args.optim!r}."
             )
         trained = [p for p in model.parameters() if p.requires_grad]
-        groups = [
+        groups: List[Dict[str, Any]] = [
             {"params": [p for p in trained if p.dim() > 1]},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
@@ -505,7 +505,7 @@ class SLITTask(AbsTask):
         model_file: Optional[Union[Path, str]] = None,
         device: str = "cpu",
         overrides: Optional[Dict[str, Any]] = None,
-        audio_encoder: Optional[torch.nn.Module] = None,
+        audio_encoder: Optional[Any] = None,
         with_audio_encoder: bool = True,
     ) -> Tuple[AbsESPnetModel, argparse.Namespace]:
         """Build a trained model, in eval mode.

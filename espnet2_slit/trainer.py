@@ -218,7 +218,8 @@ def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOption
         options.patience, phase, key, mode
     ):
         return options
-    return dataclasses.replace(options, max_epoch=reporter.get_epoch())
+    stopped = {"max_epoch": reporter.get_epoch()}
+    return dataclasses.replace(options, **stopped)
 
 
 def _training_steps(iter_factory, options: SLITTrainerOptions) -> int:
@@ -257,7 +258,7 @@ class WatchedIterator:
         max_non_finite: int,
         distributed: bool,
     ):
-        self.iterator = iterator
+        self.iterator: Any = iterator  # a DataLoader, or what counts like one
         self.reporter = reporter
         self.max_non_finite = max_non_finite
         self.distributed = distributed

@@ -41,7 +41,7 @@ class AudioSet(Corpus):
     splits = tuple(FILES)
     default_splits = ("balanced_train", "eval")
     evaluation_splits = ("eval",)
-    train_splits = ("balanced_train",)
+    train_splits: tuple[str, ...] = ("balanced_train",)
 
     def __init__(self, root: Path, unbalanced: bool = False):
         super().__init__(root)

@@ -101,8 +101,8 @@ def _tests(recipe: Recipe, out: Path, reports: list[Report]) -> list[Path]:
         splits = [s for s in corpus.evaluation_splits if s in published]
         tests += _build(corpus, splits, recipe, out, reports)
     for corpus in recipe.zero_shot:
-        splits = corpus.evaluation_splits
-        splits = ("all",) if "all" in splits else splits
+        splits = list(corpus.evaluation_splits)
+        splits = ["all"] if "all" in splits else splits
         tests += _build(corpus, splits, recipe, out, reports, zero_shot=True)
     return tests
 
