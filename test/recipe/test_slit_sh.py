@@ -240,7 +240,9 @@ def test_slurm_runs_encoding_training_and_decoding(recipe, tmp_path):
     assert sum("slit_encode" in words for words in programs) == 3  # sets
     assert sum("slit_inference" in words for words in programs) == 1
     one, two = features(folder / "one"), features(folder / "two")
-    assert one.keys() == two.keys() == {"train_caption", "valid_caption", "test_caption"}
+    assert (
+        one.keys() == two.keys() == {"train_caption", "valid_caption", "test_caption"}
+    )
     for name in one:
         assert one[name].keys() == two[name].keys()
         assert all(np.array_equal(one[name][key], two[name][key]) for key in one[name])
@@ -248,8 +250,9 @@ def test_slurm_runs_encoding_training_and_decoding(recipe, tmp_path):
     assert (decoded / "RESULTS.md").is_file()
     # what two jobs decoded is what one does
     run(
-        recipe, *CAPTIONS_ONLY, "--dumpdir", "two", "--tag", "slurm", "--num_nodes", "2",
-        "--stage", "5", "--stop-stage", "5", "--inference_tag", "one_job",
+        recipe, *CAPTIONS_ONLY, "--dumpdir", "two", "--tag", "slurm",
+        "--num_nodes", "2", "--stage", "5", "--stop-stage", "5",
+        "--inference_tag", "one_job",
     )  # fmt: skip
     again = exp / "slurm_instruction" / "decode_one_job"
     text = Path("test_caption", "caption", "text")
