@@ -218,7 +218,7 @@ def test_visitor_uploads_and_asks_everything(tab, slit, page, folder):
     tab.get_by_label("Sound to look for").fill("a dog barks")
     tab.get_by_role("button", name="Search", exact=True).click()
     for _, name in page.search("a dog barks")[0]:
-        tab.get_by_text(name, exact=True).first.wait_for()
+        tab.get_by_text(name, exact=True).filter(visible=True).first.wait_for()
 
 
 def test_visitor_records(tab):
