@@ -43,7 +43,7 @@ extras_require = {
     "hub": ["huggingface_hub", "espnet_model_zoo"],
     "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
-    "test": ["pytest>=7", "hypothesis>=6"],
+    "test": ["pytest>=7", "hypothesis>=6", "nbclient", "ipykernel"],
     "dev": [
         "black",
         "isort",

@@ -39,6 +39,9 @@ EXTRAS = (
     ("espnet_model_zoo", "models of ESPnet's zoo"),
     ("huggingface_hub", "models and upload, Hugging Face"),
     ("gradio", "slit demo"),
+    ("shtab", "slit completion: commands and options by the Tab key"),
+    ("wandb", "learning curves on W&B"),
+    ("mteb", "the benchmark of embeddings"),
 )
 
 
