@@ -22,7 +22,8 @@ def read_steps(path):
         path: train.log of an ESPnet training.
 
     Returns:
-        {value: [(step counted from the start, mean since the last line), ...]}.
+        {value: [(step, mean since the line before), ...]}; steps go on over the epochs,
+        without those after an epoch's last line.
 
     Raises:
         ValueError: no line with values in it.
@@ -70,7 +71,7 @@ def plot(runs, values, out):
         panel.set_title(value, fontsize=10)
         panel.grid(alpha=0.3)
     panels[0].legend(frameon=False)
-    figure.supxlabel("training step", fontsize=10)
+    figure.supxlabel("training step, as far as lines were printed", fontsize=10)
     figure.savefig(out)
 
 
