@@ -10,3 +10,5 @@ if [ -x "${slit_bin}/python3" ]; then
 fi
 export PYTHONPATH="${slit_root}${PYTHONPATH:+:${PYTHONPATH}}"
 unset slit_bin
+# An environment that has what is needed, but not this package installed.
+command -v slit >/dev/null || slit() { "${slit_python}" -m espnet2_slit.bin.slit "$@"; }
