@@ -26,7 +26,7 @@ from .metrics.score_table import (
 STAGES = ("representation", "generative", "instruction")
 COLOURS = ("#2a6f97", "#e07a3f", "#5b8c5a", "#8d5a97", "#b5a642", "#555555")
 MAX_CLIP_S = 10.0  # embedded audio is cut here; 16 kHz, 16 bit: 0.43 MB of base64
-MAX_EMBEDDED = 40  # clips in one page
+MAX_EMBEDDED_S = 400.0  # audio in one page: 17 MB
 MAX_NAMED_CLASSES = 40  # of a confusion matrix
 # Stats that ESPnet's reporter mixes among the model's own.
 NOT_A_CURVE = re.compile(
@@ -281,11 +281,12 @@ class _Players:
     def __init__(self, sources):
         self._sources = sources  # set -> clip id -> (path, start_s, end_s)
         self._made = {}
+        self._embedded_s = 0.0
 
     def html(self, set_name, clip):
         key = (set_name, clip)
         if key not in self._made:
-            if sum(m.startswith("<audio") for m in self._made.values()) >= MAX_EMBEDDED:
+            if self._embedded_s >= MAX_EMBEDDED_S:
                 return (
                     '<span class="quiet">audio left out to keep the page small</span>'
                 )
@@ -293,8 +294,7 @@ class _Players:
             self._made[key] = self._make(source)
         return self._made[key]
 
-    @staticmethod
-    def _make(source):
+    def _make(self, source):
         if source is None:
             return '<span class="quiet">no audio file in wav.scp</span>'
         try:
@@ -303,6 +303,7 @@ class _Players:
             return f'<span class="quiet">audio not embedded: {_e(error)}</span>'
         import soundfile
 
+        self._embedded_s += len(samples) / rate
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, rate, format="WAV", subtype="PCM_16")
         data = base64.b64encode(buffer.getvalue()).decode()

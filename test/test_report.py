@@ -7,6 +7,7 @@ import decoded_case
 import numpy as np
 import pytest
 
+from espnet2_slit import report
 from espnet2_slit.bin import slit_score
 from espnet2_slit.report import read_clip, read_training_log, training_stages
 
@@ -119,6 +120,22 @@ def test_audio_is_embedded_and_playable(page):
         io.BytesIO(base64.b64decode(players[0].split("base64,")[1]))
     )
     assert rate == 16000 and len(samples) >= 4000 and np.abs(samples).max() > 0.2
+
+
+def test_seconds_of_embedded_audio_are_limited(tmp_path, monkeypatch):
+    import soundfile
+
+    clips = {}
+    for name in "abc":
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, np.zeros(16000), 16000)
+        clips[name] = (path, 0.0, None)
+    monkeypatch.setattr(report, "MAX_EMBEDDED_S", 1.5)
+    players = report._Players({"test": clips})
+    made = [players.html("test", name) for name in "abca"]
+    assert made[0] == made[3]  # each clip once
+    assert [text.startswith("<audio") for text in made] == [True, True, False, True]
+    assert "left out to keep the page small" in made[2]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -38,19 +38,51 @@ def trained(baselines, train_command, tmp_path_factory, tiny_features):
     """{model: experiment folder}, after a few epochs."""
     folder = tmp_path_factory.mktemp("baselines")
     for model, stage in STAGES.items():
-        command = train_command(stage, folder / model, epochs=30)
+        command = train_command(stage, folder / model, epochs=12)
         command[command.index(stage)] = model
-        command[command.index("lr=0.001")] = "lr=0.003"
         baselines.main(["train", *command])
     return {model: folder / model for model in STAGES}
 
 
+def small(baselines, model):
+    """A small network, and eight clips with a text each."""
+    from transformers import T5Config
+
+    torch.manual_seed(0)
+    lengths = torch.tensor([20, 30, 17, 30, 25, 9, 30, 12])
+    batch = {"feats": torch.randn(8, 30, 12), "feats_lengths": lengths}
+    texts, sizes = torch.randint(3, 40, (8, 6)), torch.tensor([6, 5, 6, 4, 6, 3, 6, 6])
+    if model == "dual_encoder":
+        network = baselines.DualEncoder(
+            12, 40, width=16, layers=1, audio_layers=1, heads=2, feed_forward=32,
+            dropout=0.0, joint_width=8, label_smoothing=0.0,
+        )  # fmt: skip
+        number = torch.arange(8)[:, None]
+        batch |= {"qformer_text": texts, "qformer_text_lengths": sizes}
+        batch |= {"clip_id": number, "text_id": number}
+    else:
+        config = T5Config(
+            vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+            dropout_rate=0.0, decoder_start_token_id=0,
+        )  # fmt: skip
+        network = baselines.Captioner(12, config)
+        batch |= {"llm_target": texts, "llm_target_lengths": sizes}
+    return network, batch
+
+
 @pytest.mark.parametrize("model", STAGES)
-def test_training_lowers_the_training_loss(trained, model):
-    checkpoint = torch.load(trained[model] / "checkpoint.pth", weights_only=False)
-    stats = checkpoint["reporter"]["stats"].values()
-    found = [epoch["train"]["loss"] for epoch in stats]
-    assert found[-1] < 0.97 * found[0]
+def test_a_batch_can_be_learned(baselines, model):
+    network, batch = small(baselines, model)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss, stats, weight = network(**batch)
+        assert weight == 8 and stats["loss"] == loss.detach()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,34 @@ def valid_positions(lengths, longest):
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
+class AudioInput(nn.Module):
+    """Frames -> an eighth of them, by a convolution over 8 neighbours at a time.
+
+    At 50 frames a second that is one vector per 0.16 s, for BEATs one per column of its
+    8 bands. Transformers over it cost what they cost the text.
+
+    Args:
+        encoder_width: D_a.
+        width: of the result.
+    """
+
+    step = 8
+
+    def __init__(self, encoder_width, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(encoder_width)
+        self.convolution = nn.Conv1d(encoder_width, width, self.step, self.step)
+
+    def forward(self, frames, lengths):
+        """(B, T, D_a), (B,) -> (B, T', width), (B, T') bool, True: there is audio."""
+        heard = valid_positions(lengths, frames.size(1))
+        frames = self.norm(frames) * heard[..., None]
+        frames = F.pad(frames, (0, 0, 0, -frames.size(1) % self.step))
+        hidden = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
+        steps = (lengths + self.step - 1) // self.step
+        return hidden, valid_positions(steps, hidden.size(1))
+
+
 class DualEncoder(SLITModel):
     """CLAP's scheme: one vector per clip, one per text, the contrastive loss alone.
 
@@ -66,7 +94,7 @@ class DualEncoder(SLITModel):
         vocab_size: of the text tokenizer.
         width: of both towers.
         layers: of the text tower.
-        audio_layers: transformer layers over the frames; 0: pooled as they are.
+        audio_layers: transformer layers over the frames.
         heads: of both towers.
         feed_forward: of both towers.
         max_text_length: positions of the text tower.
@@ -100,9 +128,7 @@ class DualEncoder(SLITModel):
         from transformers import BertConfig, BertModel
 
         self.label_smoothing = label_smoothing
-        self.audio_input = nn.Sequential(
-            nn.LayerNorm(encoder_width), nn.Linear(encoder_width, width)
-        )
+        self.audio_input = AudioInput(encoder_width, width)
         self.audio_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, feed_forward, dropout, "gelu", batch_first=True
@@ -133,12 +159,11 @@ class DualEncoder(SLITModel):
 
     def embed_audio(self, frames, lengths):
         """(B, T, D_a) and (B,) -> (B, E), unit length."""
-        heard = valid_positions(lengths, frames.size(1))
-        hidden = self.audio_input(frames)
+        hidden, heard = self.audio_input(frames, lengths)
         for layer in self.audio_layers:
             hidden = layer(hidden, src_key_padding_mask=~heard)
         total = (hidden.float() * heard[..., None]).sum(1)
-        pooled = total / lengths[:, None]
+        pooled = total / heard.sum(1, keepdim=True)
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
 
     def embed_text(self, ids, lengths):
@@ -198,14 +223,12 @@ class Captioner(SLITModel):
         super().__init__(None, None, precision)
         from transformers import T5ForConditionalGeneration
 
-        self.audio_input = nn.Sequential(
-            nn.LayerNorm(encoder_width), nn.Linear(encoder_width, config.d_model)
-        )
+        self.audio_input = AudioInput(encoder_width, config.d_model)
         self.network = T5ForConditionalGeneration(config)
 
     def _inputs(self, frames, lengths):
-        heard = valid_positions(lengths, frames.size(1)).long()
-        return {"inputs_embeds": self.audio_input(frames), "attention_mask": heard}
+        hidden, heard = self.audio_input(frames, lengths)
+        return {"inputs_embeds": hidden, "attention_mask": heard.long()}
 
     def forward(
         self,
