@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import json
 import os
 import random
@@ -635,6 +636,37 @@ def write_speakers(directory: Path) -> None:
             out.add(f"{speaker} {' '.join(samples)}")
 
 
+def write_categories(directory: Path) -> int:
+    """Write category2utt, from which ESPnet's category samplers draw, from utt2category.
+
+    Args:
+        directory: data directory; without utt2category all samples are of one category,
+            "all", so that such a sampler can be used all the same.
+
+    Returns:
+        How many categories there are.
+    """
+    directory = Path(directory)
+    pairs: Iterable[tuple[str, str]]
+    if (directory / "utt2category").is_file():
+        pairs = read_pairs(directory / "utt2category")
+    else:
+        pairs = ((key, "all") for key in sample_ids(directory))
+    flat = directory / ".category2utt"  # sorted on disk: categories may be large
+    with SortedWriter(flat) as lines:
+        for sample, category in pairs:
+            lines.add(f"{category} {sample}")
+    count = 0
+    with open(directory / "category2utt", "w", encoding="utf-8", newline="\n") as out:
+        for category, members in itertools.groupby(read_pairs(flat), lambda p: p[0]):
+            out.write(category)
+            out.writelines(f" {sample}" for _, sample in members)
+            out.write("\n")
+            count += 1
+    flat.unlink()
+    return count
+
+
 def fix(directory: Path) -> Report:
     """Sort, drop repeated and broken lines, keep the ids that every file has.
 
@@ -730,6 +762,7 @@ def rewrite(source: Path, target: Path, ids: set[str], backup: bool = False) -> 
             for key in ids:
                 out.add(f"{key} {key}")
     write_speakers(target)
+    write_categories(target)
     if (source / "references").is_file():
         wanted = set(clips.values()) or ids
         with SortedWriter(target / "references", unique=True) as out:
@@ -809,6 +842,7 @@ def combine(target: Path, sources: Iterable[Path]) -> Report:
             for key in owner:
                 out.add(f"{key} {key}")
     write_speakers(target)
+    write_categories(target)
     if all((source / "references").is_file() for source in sources):
         with SortedWriter(target / "references", unique=True) as out:
             for source in sources:

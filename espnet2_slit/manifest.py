@@ -24,6 +24,7 @@ from espnet2_slit.data_dir import (
     Report,
     SortedWriter,
     write_atomically,
+    write_categories,
     write_set,
     write_speakers,
 )
@@ -384,6 +385,7 @@ def _finish(target, sets, references, labels, answers, corpus, report) -> None:
     for name, one in sets.items():
         folder = target / name
         write_speakers(folder)
+        write_categories(folder)
         empty = [n for n, file in one.files.items() if file.count < one.rows]
         if all(v.endswith(" 0 -1") for v in _lines(folder / "segments")):
             _whole_files(folder)

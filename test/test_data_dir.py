@@ -301,6 +301,19 @@ def test_a_label_may_hold_a_line_separator(tmp_path):
     assert (tmp_path / "both" / "labels").read_text() == labels + "bird\n"
 
 
+def test_categories_are_kept_in_step_for_espnets_samplers(tmp_path):
+    categories = "a large\nb small\nc large\n"
+    folder = make(tmp_path / "d", utt2category=categories)
+    assert data_dir.write_categories(folder) == 2
+    assert (folder / "category2utt").read_text() == "large a c\nsmall b\n"
+    data_dir.subset(folder, tmp_path / "part", exclude=["a"])
+    assert (tmp_path / "part" / "category2utt").read_text() == "large c\nsmall b\n"
+    data_dir.combine(
+        tmp_path / "both", [tmp_path / "part", make(tmp_path / "e", ("x",))]
+    )
+    assert (tmp_path / "both" / "category2utt").read_text() == "all b c x\n"
+
+
 ids = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="\u00ad"),
     min_size=1,

@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 
+from espnet2_slit import data_dir
+
+RECIPE = Path(__file__).resolve().parents[1] / "egs2" / "slit" / "slit1"
 STAGES = ("representation", "generative", "instruction")
 
 
@@ -133,6 +136,48 @@ def test_stage_starts_from_the_one_before(stages, tmp_path, train_command):
             for n in set(earlier) - shared
         )
         assert all(n.startswith("language_projection.") for n in set(now) - shared)
+
+
+def test_espnet_draws_categories_anew_in_each_epoch(
+    tiny_features, tmp_path, train_command, monkeypatch
+):
+    """With the sampler of the shipped configurations: shares are size^0.5."""
+    from espnet2.iterators.category_iter_factory import CategoryIterFactory
+
+    folder = shutil.copytree(tiny_features / "train", tmp_path / "train")
+    samples = data_dir.sample_ids(folder)  # 12, one of them rare
+    for name, value in (("utt2category", "common"), ("utt2num_samples", "16000")):
+        lines = [f"{sample} {value}" for sample in samples]
+        data_dir.write_atomically(folder / name, lines)
+    lines = [f"{samples[0]} rare"] + [f"{sample} common" for sample in samples[1:]]
+    data_dir.write_atomically(folder / "utt2category", lines)
+    data_dir.write_categories(folder)
+    conf = RECIPE / "conf" / "full" / "train_instruction_flan_t5_base.yaml"
+    conf = yaml.safe_load(conf.read_text())
+    keys = "iterator_type batch_type upsampling_factor batch_bins valid_iterator_type"
+    keys += " valid_batch_type"
+    options = [word for key in keys.split() for word in (f"--{key}", conf[key])]
+    options += ["--max_batch_size", "6", "--dataset_scaling_factor", "40"]
+    command = train_command("instruction", tmp_path / "exp", *options, epochs=2)
+    files = [
+        word.replace(str(tiny_features / "train"), str(folder)) for word in command
+    ]
+    files[files.index("--train_shape_file") + 1] = str(folder / "utt2num_samples")
+    drawn = []
+    build = CategoryIterFactory.build_iter
+
+    def spy(self, *args, **kwargs):
+        loader = build(self, *args, **kwargs)
+        drawn.append([name for batch in loader.batch_sampler for name in batch])
+        return loader
+
+    monkeypatch.setattr(CategoryIterFactory, "build_iter", spy)
+    main(files)
+    first, second = drawn
+    assert len(first) == 480 and first != second
+    share = (first + second).count(samples[0]) / 960
+    assert share == pytest.approx(1 / (1 + 11**0.5), abs=0.05)  # 0.23, not 1 / 12
+    assert (tmp_path / "exp" / "2epoch.pth").is_file()
 
 
 def test_cached_equals_online(stages, tmp_path, train_command):

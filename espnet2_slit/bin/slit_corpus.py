@@ -78,7 +78,6 @@ def get_parser():
     add_recipe(commands)
     add_instruction(commands)
     add_label_captions(commands)
-    add_categories(commands)
     return parser
 
 
@@ -249,15 +248,6 @@ def add_label_captions(commands):
     one.set_defaults(run=make_label_captions)
 
 
-def add_categories(commands):
-    """The command that writes what ESPnet's category samplers read."""
-    one = commands.add_parser(
-        "categories", help="category2utt from utt2category, for batch_type: catpow"
-    )
-    one.add_argument("sources", type=Path, nargs="+", help="data directories")
-    one.set_defaults(run=make_categories)
-
-
 def add_corpus_options(one, reader):
     """Options all corpora share, then those of this reader."""
     one.add_argument("--root", type=Path, required=True, help="the corpus")
@@ -422,12 +412,6 @@ def make_label_captions(args):
     """Makes captions of labels."""
     count = instruction.caption_labels(args.source, args.out)
     print(f"{args.out}: {count:,} samples")
-
-
-def make_categories(args):
-    """Writes category2utt beside each utt2category."""
-    for source in args.sources:
-        print(f"{source}: {instruction.write_categories(source):,} categories")
 
 
 def main(cmd=None):

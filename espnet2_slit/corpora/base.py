@@ -194,7 +194,7 @@ def safe_id(namespace: str, name: str) -> str:
 
 def role(split: str, evaluation: bool) -> str:
     """What a split is for: train, valid or test, whatever its publisher calls it."""
-    if split in ("val", "valid", "validation"):
+    if split in ("val", "valid", "validation", "dev"):
         return "valid"
     return "test" if evaluation else "train"
 

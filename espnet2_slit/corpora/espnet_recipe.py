@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from espnet2_slit import data_dir
-from espnet2_slit.corpora.base import CAPTION, CLASS, QUESTION
+from espnet2_slit.corpora.base import CAPTION, CLASS, QUESTION, role
 from espnet2_slit.corpora.set_files import SetFiles
 from espnet2_slit.corpora.tables import CorpusError, clean, spell
 
@@ -98,7 +98,7 @@ def read_recipe_set(
         tuple(sorted(words)),
         answers=(),
         corpus=source.name,
-        split=source.name,
+        split=role(source.name, evaluation),
         variant="",
         tasks=tasks if evaluation else [],
         zero_shot=zero_shot,

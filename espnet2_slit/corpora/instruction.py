@@ -7,8 +7,8 @@ Choices depend on the sample's id and the seed alone, so a rebuilt set is the sa
 Sets of very different size are balanced in one of two ways (alpha = 0.5: square root of
 the size, as InstructBLIP):
 
-* ESPnet draws: `category2utt` is written here; train with `iterator_type: category`,
-  `batch_type: catpow`, `upsampling_factor: 0.5`. Batches differ every epoch.
+* ESPnet draws: `category2utt` lies beside `utt2category`; train with `iterator_type:
+  category`, `batch_type: catpow`, `upsampling_factor: 0.5`. Batches differ every epoch.
 * The list is balanced: `alpha` and `size` of `mix` thin out large categories and
   repeat small ones. Works with every ESPnet batch type.
 """
@@ -209,7 +209,7 @@ def mix(
                     _add(utterance, files)
                     counts[utterance.category] += 1
     _refuse_twins(out)
-    write_categories(out)
+    data_dir.write_categories(out)
     balance = "" if alpha is None else f", sizes^{alpha:g} balanced"
     files.describe(
         corpus="+".join(dict.fromkeys(s.name for s in sources)),
@@ -249,7 +249,7 @@ def join(sources: Iterable[Path], out: Path, skip: Container[str] = ()) -> int:
                 if utterance.id not in skip:
                     _add(utterance, files)
     _refuse_twins(out)
-    write_categories(out)
+    data_dir.write_categories(out)
     files.describe(
         corpus="+".join(dict.fromkeys(s.name for s in sources)),
         split=common_split(sources),
@@ -422,32 +422,6 @@ def _refuse_twins(folder: Path) -> None:
                 f"{folder}: two sources have the sample {name}. Give each source once."
             )
         before = name
-
-
-def write_categories(folder: Path) -> int:
-    """Writes category2utt, which ESPnet's category samplers read, from utt2category.
-
-    Args:
-        folder: data directory; do this again after samples were left out.
-
-    Returns:
-        How many categories there are.
-    """
-    folder = Path(folder)
-    flat = folder / ".category2utt"
-    with data_dir.SortedWriter(flat) as lines:
-        for utterance, category in data_dir.read_pairs(folder / "utt2category"):
-            lines.add(f"{category} {utterance}")
-    groups = itertools.groupby(data_dir.read_pairs(flat), key=lambda pair: pair[0])
-    count = 0
-    with open(folder / "category2utt", "w", encoding="utf-8", newline="\n") as out:
-        for category, group in groups:
-            out.write(category)
-            out.writelines(f" {utterance}" for _, utterance in group)
-            out.write("\n")
-            count += 1
-    flat.unlink()
-    return count
 
 
 def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> int:

@@ -14,10 +14,8 @@ def test_clotho_references_are_read_for_scoring(tmp_path, column):
     assert read_recipe_set(root / "evaluation", out, evaluation=True) == 12
     assert data_dir.validate(out) == 12
     references = column(out, "references")
-    assert references["evaluation_clotho_10"] == [
-        f"Reference {n} of 10" for n in range(1, 6)
-    ]
-    assert column(out, "text")["evaluation_clotho_10"] == "Reference 1 of 10"
+    assert references["evaluation_10"] == [f"Reference {n} of 10" for n in range(1, 6)]
+    assert column(out, "text")["evaluation_10"] == "Reference 1 of 10"
     assert data_dir.read_set(out)["tasks"] == ["caption", "retrieval"]
 
 
@@ -47,7 +45,7 @@ def test_esc50_labels_get_their_names(tmp_path, column):
     assert data_dir.validate(out) == 2
     assert column(out, "text") == {
         "1-100032-A-0": "dog",
-        "1-100038-A-14": "chirping birds",
+        "1-100033-A-14": "chirping birds",
     }
     assert (out / "labels").read_text() == "chirping birds\ndog\n"
     assert data_dir.read_set(out)["zero_shot"] is True

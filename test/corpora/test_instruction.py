@@ -18,7 +18,6 @@ from espnet2_slit.corpora.instruction import (
     join,
     mix,
     read_utterances,
-    write_categories,
 )
 from espnet2_slit.templates import TEMPLATES
 
@@ -153,7 +152,7 @@ def test_espnet_samples_categories_by_the_root_of_their_size(tmp_path):
     ids = [f"large{n:04d}" for n in range(900)] + [f"small{n:04d}" for n in range(100)]
     trees.lines(tmp_path / "utt2category", [f"{i} {i[:5]}" for i in ids])
     trees.lines(tmp_path / "shape", [f"{i} 100" for i in ids])
-    assert write_categories(tmp_path) == 2
+    assert data_dir.write_categories(tmp_path) == 2
     sampler = CategoryPowerSampler(
         batch_bins=1000,
         shape_files=[str(tmp_path / "shape")],

@@ -310,30 +310,58 @@ def nsynth(root):
 
 
 def clotho_recipe(root):
-    """data/ of ESPnet's clotho_v2/asr1: `text` in training, text_spk1..5 in testing."""
-    train, test = root / "development_clotho", root / "evaluation"
-    for folder, split in ((train, "development"), (test, "evaluation")):
+    """data/ of ESPnet's clotho_v2/asr1: `text` in training, text_spk1..5 in testing.
+
+    Training audio is files, validation audio is cut from one, test audio is commands
+    and entries of an ark.
+    """
+    train, valid, test = (
+        root / name for name in ("development_clotho", "validation", "evaluation")
+    )
+    for folder in (train, valid, test):
         folder.mkdir(parents=True)
-        ids = [f"{split}_clotho_{n}" for n in range(12)]  # _10 sorts before _2
-        paths = [sound(root / f"wav/{split} {n}.wav", seconds=0.2) for n in range(12)]
-        lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths, strict=True)])
+        ids = [f"{folder.name}_{n}" for n in range(12)]  # _10 sorts before _2
         lines(folder / "utt2spk", [f"{i} dummy" for i in ids])
-    lines(train / "text", [f"development_clotho_{n} A bell, {n}" for n in range(12)])
-    for spk in range(1, 6):
-        rows = [f"evaluation_clotho_{n} Reference {spk} of {n}" for n in range(12)]
-        lines(test / f"text_spk{spk}", rows)
+        paths = [sound(root / f"wav/{i} a.wav", seconds=0.4, rate=44100) for i in ids]
+        if folder is train:
+            audio = [f"{i} {p}" for i, p in zip(ids, paths, strict=True)]
+            lines(folder / "text", [f"{i} A bell, {n}" for n, i in enumerate(ids)])
+        elif folder is valid:
+            audio = [f"rec {sound(root / 'wav/long.wav', seconds=6.0, rate=8000)}"]
+            cuts = [f"{i} rec {0.5 * n:.2f} {0.5 * n + 0.5}" for n, i in enumerate(ids)]
+            lines(folder / "segments", cuts)
+        else:
+            audio = [f"{i} cat '{p}' |" for i, p in zip(ids, paths, strict=True)]
+            audio[::2] = ark(root / "wav/audio.ark", ids[::2], paths[::2])
+        lines(folder / "wav.scp", audio)
+        for spk in range(1, 6) if folder is not train else ():
+            rows = [f"{i} Reference {spk} of {n}" for n, i in enumerate(ids)]
+            lines(folder / f"text_spk{spk}", rows)
     return root
+
+
+def ark(path, ids, paths):
+    """Puts audio files into a Kaldi archive; returns the lines of wav.scp."""
+    rows = []
+    with open(path, "wb") as out:
+        for name, file in zip(ids, paths, strict=True):
+            out.write(f"{name} ".encode())
+            rows.append(f"{name} {path}:{out.tell()}")
+            out.write(file.read_bytes())
+    return rows
 
 
 def esc50_recipe(root):
     """data/ of ESPnet's esc50/cls1: labels are words of a vocabulary."""
-    folder = root / "val1"
-    folder.mkdir(parents=True)
-    ids = ["1-100032-A-0", "1-100038-A-14"]
-    paths = [sound(root / f"wav/{i}.wav", seconds=0.2) for i in ids]
-    lines(folder / "wav.scp", [f"{i} {p}" for i, p in zip(ids, paths, strict=True)])
-    lines(folder / "text", [f"{ids[0]} audio_class:0", f"{ids[1]} audio_class:14"])
-    lines(folder / "utt2spk", [f"{i} {i}" for i in ids])
+    for name, fold, count in (("train1", 2, 6), ("val1", 1, 2)):
+        folder = root / name
+        folder.mkdir(parents=True)
+        ids = [f"{fold}-{100032 + n}-A-{14 * (n % 2)}" for n in range(count)]
+        paths = [sound(root / f"wav/{i}.wav", seconds=0.4) for i in ids]
+        audio = [f"{i} {p}" for i, p in zip(ids, paths, strict=True)]
+        lines(folder / "wav.scp", audio)
+        lines(folder / "text", [f"{i} audio_class:{i.split('-')[-1]}" for i in ids])
+        lines(folder / "utt2spk", [f"{i} {i}" for i in ids])
     lines(root / "names", ["0 dog", "14 chirping_birds"])
     return root
 

@@ -5,28 +5,19 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import tiny_recipe
 from launchers import StandIns
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs2" / "slit" / "slit1"
 pytestmark = pytest.mark.recipe
 
-QFORMER = (
-    "qformer_conf: {width: 16, layers: 2, heads: 2, feed_forward: 32, num_queries: 3,"
-    " max_text_length: 64, dropout: 0.0}\n"
-)
-TRAINING = (
-    "batch_type: unsorted\nbatch_size: 8\nmax_epoch: 2\nnum_workers: 0\nseed: 0\n"
-    "optim: adamw\noptim_conf: {lr: 0.001}\nuse_matplotlib: false\n"
-    "use_tensorboard: false\nbest_model_criterion:\n- [valid, loss, min]\n"
-)
 KINDS = {"bell": 880.0, "hum": 110.0, "hiss": 0.0}
 
 
@@ -45,14 +36,7 @@ def recipe(tmp_path_factory, tiny_parts):
     """A new recipe directory with tiny configs, and the command that runs it."""
     folder = tmp_path_factory.mktemp("tree") / "egs2" / "tiny" / "slit1"
     subprocess.run([RECIPE / "setup.sh", folder], check=True, capture_output=True)
-    for name in ("representation", "generative", "instruction"):
-        text = f"model: {name}\n{QFORMER}{TRAINING}"
-        if name == "instruction":
-            text += "preprocessor_conf: {max_prompt_length: 48}\n"
-        (folder / "conf" / f"train_{name}_tiny.yaml").write_text(text)
-    (folder / "conf" / "decode_tiny.yaml").write_text(
-        "caption: {num_beams: 2, max_new_tokens: 8}\nrerank: 2\n"
-    )
+    tiny_recipe.write_configs(folder / "conf", epochs=2)
     rows = []
     for split, count in (("train", 16), ("valid", 4), ("test", 6)):
         for n in range(count):
@@ -76,19 +60,12 @@ def recipe(tmp_path_factory, tiny_parts):
     manifest = folder / "my data.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
-        *["./slit.sh", "--config", "tiny", "--manifest", manifest.name, "--ngpu", "0"],
-        *["--nj", "1", "--train_set", "train_caption", "--valid_set", "valid_caption"],
+        *["./slit.sh", "--manifest", manifest.name, *tiny_recipe.options(tiny_parts)],
+        *["--train_set", "train_caption", "--valid_set", "valid_caption"],
         *["--instruction_train_set", "train_instruction"],
         *["--instruction_valid_set", "valid_instruction"],
-        *["--audio_encoder_path", tiny_parts.beats, "--language_model", tiny_parts.t5],
-        *["--qformer_tokenizer", tiny_parts.tokenizer],
-        *["--score_args", "--report false --resamples 20 --tokenizer python"],
     ]
     return folder, [str(word) for word in command]
-
-
-def environment(**more):
-    return {**os.environ, "PYTHON": sys.executable, "SLIT_NO_INSTALL": "1", **more}
 
 
 def run(recipe, *more, **variables):
@@ -96,7 +73,7 @@ def run(recipe, *more, **variables):
     done = subprocess.run(
         [*command, *more],
         cwd=folder,
-        env=environment(**variables),
+        env=tiny_recipe.environment(**variables),
         capture_output=True,
         text=True,
     )
@@ -121,6 +98,7 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     assert "dropped 1: missing audio" in out
     assert "epoch 2: train loss" in out
     exp = folder / "exp" / "tiny_instruction"
+    assert "CategoryPowerSampler(" in (exp / "train.log").read_text()
     decoded = exp / "decode_tiny"
     for path in (
         folder / "exp/tiny_representation/train.log",
@@ -163,7 +141,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(recipe):
     run(recipe, *more, "--tag", "whole")
     killed = [*command, *more, "--tag", "killed"]
     process = subprocess.Popen(
-        killed, cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+        killed, cwd=folder, env=tiny_recipe.environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     exp = folder / "exp" / "killed_representation"
@@ -197,7 +175,7 @@ def test_a_later_stage_notices_that_the_earlier_one_was_trained_anew(recipe):
     run(recipe, *more[:3], "2", *more[4:], "--train_args", "--max_epoch 3")
     done = subprocess.run(
         [*command, *more, "--train_args", "--max_epoch 3"],
-        cwd=folder, env=environment(), capture_output=True, text=True,
+        cwd=folder, env=tiny_recipe.environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
     assert "anew_generative was begun from another checkpoint" in done.stderr

@@ -2,8 +2,8 @@
 # Usage: ./setup.sh DIR        e.g. ./setup.sh ~/espnet/egs2/my_corpus/slit1
 #
 # Makes a recipe directory for another corpus, in an ESPnet tree or anywhere. slit.sh,
-# path.sh and the wrappers are linked to this one, conf/, cmd.sh and db.sh are copied for
-# editing. Then write local/data.sh and run.sh there; both come as short examples.
+# path.sh and the readers of corpora and of other recipes' data are linked to this one,
+# conf/, cmd.sh and db.sh are copied for editing. Then write local/data.sh and run.sh there; both come as short examples.
 
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
@@ -29,12 +29,12 @@ root=$(cd "${dir}/../../.." 2>/dev/null && pwd) || root=
 project=$(cd "${here}/../../.." && pwd)
 link() { # NAME: relative inside the project's own tree, else absolute
     if [ "${root}" = "${project}" ]; then
-        ln -s "../../slit/slit1/$1" "${dir}/$1"
+        ln -s -r "${here}/$1" "${dir}/$1"
     else
         ln -s "${here}/$1" "${dir}/$1"
     fi
 }
-for name in slit.sh path.sh; do link "${name}"; done
+for name in slit.sh path.sh local/corpora_data.sh local/espnet_data.sh; do link "${name}"; done
 template=${root}/egs2/TEMPLATE/asr1
 if [ -d "${template}/utils" ]; then
     for name in utils steps scripts pyscripts; do
@@ -49,11 +49,16 @@ cp -r "${here}/conf/." "${dir}/conf"
 cp "${here}/cmd.sh" "${here}/db.sh" "${dir}"
 cat >"${dir}/local/data.sh" <<'EOF'
 #!/usr/bin/env bash
-# Makes data/<set>/{wav.scp,text,utt2spk,...} of this corpus. Here: from a table, with
-#   audio,text[,instruction,task,split,start,end]
+# Makes data/<set>/{wav.scp,text,utt2spk,...} of this corpus; gets --local_data_opts:
+#   corpora ...   public corpora, where db.sh says (local/corpora_data.sh --help)
+#   espnet ...    data directories of another recipe (local/espnet_data.sh --help)
+#   TABLE         your own, with audio,text[,instruction,task,split,start,end]
 # Or write wav.scp and text any other way, then `slit_data fix data/<set>`.
 
 set -euo pipefail
+case "${1:-}" in
+    corpora | espnet) exec bash "local/$1_data.sh" "${@:2}" ;;
+esac
 . ./path.sh
 . ./db.sh
 python3 -m espnet2_slit.bin.slit_data from_manifest "${1:-downloads/manifest.csv}" data

@@ -266,7 +266,7 @@ check_leakage() {
 # train NAME TRAIN_SET VALID_SET CONFIG [INIT]
 train() {
     local name=$1 exp=${expdir}/${tag}_$1 conf=$4 init=${5:-}
-    local part set dir words start file options=() launch=() job=()
+    local part set dir words start file lengths=feats_shape options=() launch=() job=()
     for file in "conf/train_${name}_${config}.yaml" "conf/full/train_${name}_${config}.yaml"; do
         if [ -z "${conf}" ] && [ -f "${file}" ]; then conf=${file}; fi
     done
@@ -275,6 +275,8 @@ train() {
     fi
     [ -f "${conf}" ] || die "no config '${conf:-${config}}' for ${name}. There are: $(find -L conf -name \
         "train_${name}_*.yaml" | sort | xargs); --config or --${name}_config chooses"
+    # ESPnet's category samplers read plain numbers, not "frames,width".
+    if grep -q '^iterator_type: *category' "${conf}"; then lengths=utt2num_samples; fi
     options=(--config "${conf}" --output_dir "${exp}" --resume true)
     options+=(--ignore_init_mismatch "${ignore_init_mismatch}")
     if [ -n "${qformer_tokenizer}" ]; then
@@ -297,7 +299,7 @@ train() {
         [ -f "${dir}/text" ] || die "no ${dir}/text: run stage 1 for ${set} first"
         if "${cache_features}"; then
             options+=("--${part}_data_path_and_name_and_type" "${dir}/feats.scp,feats,kaldi_ark")
-            options+=("--${part}_shape_file" "${dir}/feats_shape")
+            options+=("--${part}_shape_file" "${dir}/${lengths}")
         else
             options+=("--${part}_data_path_and_name_and_type" "${dir}/wav.scp,speech,sound")
             options+=("--${part}_shape_file" "${dir}/utt2num_samples")

@@ -20,7 +20,8 @@ nj=4            # processes that look into audio files
 python=python3  # the Python of the project's environment
 # End of options
 
-. utils/parse_options.sh
+here=$(dirname "${option_file}")/..
+. "${here}/utils/parse_options.sh"
 parse_known_options "$@"
 . ./path.sh
 . ./db.sh

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Usage: local/espnet_data.sh --from DIR --train SET --valid SET --test "SET ..." [...]
+#
+# Makes train_caption, valid_caption, train_instruction, valid_instruction and test_<SET>
+# from data directories of another ESPnet recipe: references in text_spk1, text_spk2, ...,
+# labels as words of a vocabulary. Audio (files, pipes, arks, segments) stays where it is.
+
+set -euo pipefail
+# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+option_file=$(readlink -f "$0")
+cd "$(dirname "$0")/.."
+
+# Options
+from=           # the other recipe's data/
+train=          # its training directory
+valid=          # its validation directory
+test=           # its test directories, by comma
+task=caption    # what `text` holds: caption, question_answering or classification
+label_names=    # lines `word name`, where labels are words of a vocabulary
+data_dir=data   # where the data directories go
+python=python3  # the Python of the project's environment
+# End of options
+
+here=$(dirname "${option_file}")/..
+. "${here}/utils/parse_options.sh"
+. "${here}/utils/stages.sh"
+parse_options "$@"
+. ./path.sh
+
+from=$(given "${from}")
+label_names=$(given "${label_names}")
+for name in from train valid test; do
+    [ -n "${!name}" ] || usage_error "--${name} is needed (${0##*/} --help)"
+done
+corpus() { "${python}" -m espnet2_slit.bin.slit_corpus "$@"; }
+complete() { # SET OUT OPTIONS
+    corpus espnet "${from}/$1" --out "$2" --task "${task}" \
+        ${label_names:+--label_names "${label_names}"} "${@:3}"
+}
+
+for set in ${test//,/ }; do
+    complete "${set}" "${data_dir}/test_${set}" --form evaluation
+done
+for part in train valid; do
+    sources=("${data_dir}/parts/${part}")
+    if [ "${task}" = caption ]; then sources=("${data_dir}/${part}_caption"); fi
+    complete "${!part}" "${sources[0]}"
+    if [ "${task}" = classification ]; then
+        corpus label_captions "${sources[0]}" --out "${data_dir}/${part}_caption"
+        sources+=("${data_dir}/${part}_caption")
+    fi
+    corpus instruction "${sources[@]}" --out "${data_dir}/${part}_instruction"
+done

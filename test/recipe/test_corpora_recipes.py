@@ -1,0 +1,212 @@
+"""The recipes of public corpora and of other ESPnet recipes, on miniature trees."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "egs2" / "slit" / "slit1"
+sys.path.insert(0, str(ROOT / "test" / "corpora"))
+
+import trees  # noqa: E402
+
+pytestmark = pytest.mark.recipe
+CORPORA = (
+    "audiocaps clotho wavcaps macs clotho_aqa audioset esc50 urbansound8k vggsound"
+)
+CORPORA += " fsd50k nsynth"
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """The variables of db.sh, each a miniature corpus."""
+    root = tmp_path_factory.mktemp("corpora")
+    return {n.upper(): str(getattr(trees, n)(root / n)) for n in CORPORA.split()}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A copy of the recipe with tiny configurations, for the package on PYTHONPATH."""
+    left_out = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    copy = tmp_path / "egs2" / "slit" / "slit1"
+    shutil.copytree(RECIPE, copy, ignore=left_out)
+    tiny_recipe.write_configs(copy / "conf", epochs=1)
+    return copy
+
+
+def run(script, *words, **variables):
+    """Runs a script; returns what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {"PATH": path, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [script, *words],
+        env=tiny_recipe.environment(**variables),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def scores(folder):
+    """{test set: tasks that have a score}."""
+    found = {}
+    for row in json.loads((folder / "decode_tiny" / "scores.json").read_text())[
+        "scores"
+    ]:
+        if row["value"] is not None:
+            found.setdefault(row["dataset"], set()).add(row["task"])
+    return found
+
+
+def script_options(path):
+    """(names in the option block, lines of commands) of a script."""
+    text = path.read_text()
+    block = re.search(r"^# Options.*?^# End of options", text, re.M | re.S)
+    names = re.findall(r"^([a-z]\w*)=", block[0] if block else "", re.M)
+    return set(names), text
+
+
+@pytest.mark.parametrize("name", ["run_audiocaps_clotho.sh", "run_full.sh"])
+def test_a_recipe_is_slit_sh_with_names(name):
+    known, _ = script_options(RECIPE / "slit.sh")
+    _, text = script_options(RECIPE / name)
+    preamble, _, command = text.partition("exec ./slit.sh ")
+    mini = (RECIPE / "run.sh").read_text()
+    setting_up = [line for line in preamble.splitlines() if line and line[0] != "#"]
+    assert setting_up == [line for line in mini.splitlines() if line in setting_up]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words.pop() == "$@"  # the caller's options come last, so they win
+    assert {word.removeprefix("--") for word in words[::2]} <= known
+    assert not any(word.startswith("--") for word in words[1::2])
+
+
+def test_all_corpora_are_prepared_with_one_command(recipe, corpora, tiny_parts):
+    out = run(
+        *[recipe / "run_full.sh", *tiny_recipe.options(tiny_parts)],
+        *["--stop_stage", "1", "--cache_features", "false"],
+        **corpora,
+    )
+    sets = {path.parent.name for path in (recipe / "dump" / "raw").glob("*/wav.scp")}
+    assert {"train_caption", "valid_caption", "train_instruction"} < sets
+    assert {"audiocaps_test", "clotho_aqa_test", "esc50_all", "vggsound_test"} < sets
+    assert "0 of 18 pairs of training and test directories overlap" in out
+    assert "left out: blacklisted" in out
+    categories = recipe / "dump" / "raw" / "train_instruction" / "category2utt"
+    assert "clotho_aqa_question " in categories.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tag", "expected"),
+    [
+        (
+            "run_audiocaps_clotho.sh",
+            "audiocaps_clotho",
+            {
+                "audiocaps_test": {"caption", "retrieval"},
+                "clotho_evaluation": {"caption", "retrieval"},
+            },
+        ),
+        (
+            "run_full.sh",
+            "full",
+            {
+                "audiocaps_test": {"caption", "retrieval"},
+                "clotho_evaluation": {"caption", "retrieval"},
+                "clotho_aqa_test": {"question_answering"},
+                "audioset_eval": {"classification"},
+                "fsd50k_eval": {"classification"},
+                "nsynth_test": {"classification"},
+                "esc50_all": {"classification"},
+                "urbansound8k_all": {"classification"},
+                "vggsound_test": {"classification"},
+            },
+        ),
+    ],
+)
+def test_public_corpora_go_through_all_stages(
+    recipe, corpora, tiny_parts, name, tag, expected
+):
+    words = [recipe / name, *tiny_recipe.options(tiny_parts), "--stop_stage", "6"]
+    run(*words, **corpora)
+    assert scores(recipe / "exp" / f"{tag}_instruction") == expected
+    log = (recipe / "exp" / f"{tag}_instruction" / "train.log").read_text()
+    assert "CategoryPowerSampler(" in log
+    again = run(*words, **corpora)
+    assert "Training" not in again and "Decoding" not in again
+
+
+# ---------------------------------------------------------------- other ESPnet recipes
+
+
+@pytest.fixture
+def espnet_tree(tmp_path):
+    """An ESPnet tree: TEMPLATE's folders, and a run.pl that notes its calls."""
+    tree = tmp_path / "espnet"
+    template = tree / "egs2" / "TEMPLATE" / "asr1"
+    for name in ("utils", "steps", "scripts", "pyscripts"):
+        (template / name).mkdir(parents=True)
+    (tree / "espnet2").mkdir()
+    ours = RECIPE / "utils" / "run.pl"
+    theirs = template / "utils" / "run.pl"
+    theirs.write_text(f'#!/bin/sh\necho run >>"{tree}/calls"\nexec "{ours}" "$@"\n')
+    theirs.chmod(0o755)
+    # Kaldi's, which does not know our way of listing options
+    (template / "utils" / "parse_options.sh").write_text("exit 99\n")
+    return tree
+
+
+@pytest.mark.slow
+def test_captions_of_an_espnet_recipe_train_in_its_tree(espnet_tree, tiny_parts):
+    recipe = espnet_tree / "egs2" / "clotho_v2"
+    trees.clotho_recipe(recipe / "asr1" / "data")
+    run(RECIPE / "setup.sh", recipe / "slit1")
+    tiny_recipe.write_configs(recipe / "slit1" / "conf", epochs=1)
+    data = "espnet --from ../asr1/data --train development_clotho"
+    data += " --valid validation --test evaluation"
+    words = ["--local_data_opts", data, *tiny_recipe.options(tiny_parts), "--tag", "x"]
+    run(recipe / "slit1" / "run.sh", *words, "--stop_stage", "6")
+    assert scores(recipe / "slit1" / "exp" / "x_instruction") == {
+        "test_evaluation": {"caption", "retrieval"}
+    }
+    assert len((espnet_tree / "calls").read_text().split()) >= 5  # its run.pl ran it
+
+
+@pytest.mark.slow
+def test_labels_of_an_espnet_recipe_train_anywhere(tmp_path, tiny_parts):
+    data = trees.esc50_recipe(tmp_path / "cls1" / "data")
+    recipe = tmp_path / "work"
+    run(RECIPE / "setup.sh", recipe)
+    tiny_recipe.write_configs(recipe / "conf", epochs=1)
+    opts = f"espnet --from {data} --train train1 --valid val1 --test val1"
+    opts += f" --task classification --label_names {data}/names"
+    words = ["--local_data_opts", opts, *tiny_recipe.options(tiny_parts), "--tag", "x"]
+    run(recipe / "run.sh", *words, "--stop_stage", "6")
+    assert scores(recipe / "exp" / "x_instruction") == {"test_val1": {"classification"}}
+
+
+def test_an_espnet_recipe_is_prepared_with_one_command(espnet_tree, tiny_parts):
+    recipe = espnet_tree / "egs2" / "clotho_v2"
+    trees.clotho_recipe(recipe / "asr1" / "data")
+    run(RECIPE / "setup.sh", recipe / "slit1")
+    tiny_recipe.write_configs(recipe / "slit1" / "conf", epochs=1)
+    data = "espnet --from ../asr1/data --train development_clotho"
+    data += " --valid validation --test evaluation"
+    words = ["--local_data_opts", data, *tiny_recipe.options(tiny_parts)]
+    words += ["--stop_stage", "1", "--cache_features", "false"]
+    out = run(recipe / "slit1" / "run.sh", *words)
+    assert "data/train_caption: 12 rows read, 12 kept" in out
+    assert "data/valid_caption: 60 rows read, 60 kept" in out  # five captions a clip
+    assert "data/test_evaluation: 12 rows read, 12 kept" in out
+    raw = recipe / "slit1" / "dump" / "raw"
+    references = (raw / "test_evaluation" / "references").read_text()
+    assert references.count("\n") == 60
