@@ -637,11 +637,11 @@ def write_speakers(directory: Path) -> None:
 
 
 def write_categories(directory: Path) -> int:
-    """Write category2utt, from which ESPnet's category samplers draw, from utt2category.
+    """Write category2utt, from which ESPnet's category samplers draw.
 
     Args:
-        directory: data directory; without utt2category all samples are of one category,
-            "all", so that such a sampler can be used all the same.
+        directory: data directory with utt2category; without it all samples are of one
+            category, "all", so that such a sampler can be used all the same.
 
     Returns:
         How many categories there are.

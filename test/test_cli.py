@@ -73,6 +73,20 @@ def test_captions_of_one_and_of_several_files(run, slit, folder):
     assert [json.loads(line)["caption"] for line in lines] == expected
 
 
+def test_a_folder_of_audio_with_nothing_else(run, folder, tmp_path):
+    files = [str(folder / name) for name in ("0.wav", "1.wav", "2.wav", "deep/3.wav")]
+    status, lines, _ = run("caption", folder, *FAST)
+    assert status == 0 and [line.split("\t")[0] for line in lines] == files
+    out = tmp_path / "embeddings.npz"
+    assert run("embed", folder, "--output", out)[0] == 0
+    assert list(np.load(out)["files"]) == files
+    status, lines, _ = run("search", "a bell", folder, "--top_k", "4")
+    assert status == 0 and {line.split("\t")[1] for line in lines} == set(files)
+    (tmp_path / "empty").mkdir()
+    status, _, error = run("caption", tmp_path / "empty")
+    assert status == 1 and "no audio file in this folder" in error
+
+
 def test_dashes_and_underscores_are_the_same(run, folder):
     clip = folder / "0.wav"
     assert run("caption", clip, *FAST) == run(

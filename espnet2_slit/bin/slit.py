@@ -133,7 +133,7 @@ def positive(word):
 def add_files(command, nargs="+"):
     """Audio files."""
     command.add_argument(
-        "files", nargs=nargs, help="audio of any rate and number of channels"
+        "files", nargs=nargs, help="audio of any rate and channels, or folders of it"
     )
 
 
@@ -199,6 +199,22 @@ def lines_of(values):
 
         return read_lines(values[0])
     return values
+
+
+def files_below(paths):
+    """The files, and of each folder the audio in it, in order."""
+    from espnet2_slit.search_index import find_audio
+
+    found = []
+    for path in paths:
+        if os.path.isdir(path):
+            inside = [os.path.join(path, name) for name in find_audio(path)]
+            if not inside:
+                raise ValueError(f"{path}: no audio file in this folder")
+            found += inside
+        else:
+            found.append(path)
+    return found
 
 
 def in_steps(files, batch_size, work):
@@ -478,6 +494,8 @@ def main(cmd=None):
     warnings.simplefilter("ignore", FutureWarning)  # torch's, of what ESPnet calls
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     try:
+        if getattr(args, "files", None):
+            args.files = files_below(args.files)
         return args.run(args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.debug("", exc_info=True)
