@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import read_table
+from espnet2_slit.corpora.tables import number, read_table
 
 
 class AudioCaps(Corpus):
@@ -59,6 +59,7 @@ class AudioCaps(Corpus):
             captions_of.setdefault(clip, []).append(row["audiocap_id"])
         for row in read_table(table, self.columns, tally=tally):
             video, start = row["youtube_id"], row["start_time"]
+            number(start, f"{table}: start_time of {video}")
             yield Sample(
                 clip=f"{video}_{start}",
                 audio=(

@@ -14,13 +14,19 @@ hold commas ("Male speech, man speaking"), so several labels are joined by "; ".
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.audiocaps import youtube_names
 from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import CorpusError, encoding_of, read_table
+from espnet2_slit.corpora.tables import (
+    CorpusError,
+    check_fields,
+    encoding_of,
+    number,
+    read_json,
+    read_table,
+)
 
 FILES = {
     "balanced_train": "balanced_train_segments.csv",
@@ -66,18 +72,18 @@ class AudioSet(Corpus):
 
     def _label_names(self) -> dict[str, str]:
         """mid -> display name; of the 527 classes, or of the whole ontology."""
-        names = self.below("class_labels_indices.csv")
-        if self.has(*names):
-            table = self.find(*names)
+        indices = self.below("class_labels_indices.csv")
+        if self.has(*indices):
+            table = self.find(*indices)
             rows = read_table(table, ("index", "mid", "display_name"))
             return {row["mid"]: row["display_name"] for row in rows}
         ontology = self.find(*self.below("ontology.json"))
-        entries = json.loads(ontology.read_text(encoding="utf-8"))
-        return {
-            entry["id"]: entry["name"]
-            for entry in entries
-            if not {"abstract", "blacklist"} & set(entry["restrictions"])
-        }
+        names = {}
+        for entry in read_json(ontology, list):
+            check_fields(entry, ("id", "name"), str(ontology))
+            if not {"abstract", "blacklist"} & set(entry.get("restrictions", ())):
+                names[entry["id"]] = entry["name"]
+        return names
 
     def _samples(self, table: Path, names: dict[str, str], tally: Counter):
         with open(table, encoding=encoding_of(table), newline="") as source:
@@ -90,13 +96,15 @@ class AudioSet(Corpus):
                     )
                 tally["rows"] += 1
                 video, start, end, mids = row
+                begin = number(start, f"{table}: start of {video}")
+                length = number(end, f"{table}: end of {video}") - begin
                 unknown = [m for m in mids.split(",") if m not in names]
                 if unknown:
                     tally["labels without a name (label left out)"] += len(unknown)
                 labels = tuple(names[m] for m in mids.split(",") if m in names)
                 yield Sample(
-                    clip=f"{video}_{float(start):g}",
-                    audio=youtube_names(video, start, float(end) - float(start)),
+                    clip=f"{video}_{begin:g}",
+                    audio=youtube_names(video, begin, length),
                     text="; ".join(labels),
                     task=CLASS,
                     source=f"youtube:{video}",

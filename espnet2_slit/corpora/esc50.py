@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import CorpusError, read_table, spell
+from espnet2_slit.corpora.tables import CorpusError, number, read_table, spell
 
 
 class ESC50(Corpus):
@@ -43,7 +43,7 @@ class ESC50(Corpus):
             r for r in read_table(self._table, self.columns) if self._is_in(r, esc10)
         ]
         self._labels = tuple(sorted({spell(row["category"]) for row in rows}))
-        folds = sorted({int(row["fold"]) for row in rows})
+        folds = sorted({self._fold(row) for row in rows})
         after = (
             folds[(folds.index(test_fold) + 1) % len(folds)]
             if (test_fold in folds)
@@ -64,6 +64,9 @@ class ESC50(Corpus):
     def _is_in(row: dict[str, str], esc10: bool) -> bool:
         return not esc10 or row["esc10"].strip().lower() in ("true", "1")
 
+    def _fold(self, row: dict[str, str]) -> int:
+        return int(number(row["fold"], f"{self._table}: fold of {row['filename']}"))
+
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         tally = Counter()
         variant = "all folds" if split == "all" else f"test fold {self._test}"
@@ -80,7 +83,7 @@ class ESC50(Corpus):
 
     def _samples(self, split: str, tally: Counter):
         for row in read_table(self._table, self.columns):
-            fold = int(row["fold"])
+            fold = self._fold(row)
             here = {self._test: "test", self._valid: "valid"}.get(fold, "train")
             if split not in ("all", here) or not self._is_in(row, self._esc10):
                 continue

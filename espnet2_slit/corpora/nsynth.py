@@ -60,7 +60,7 @@ class NSynth(Corpus):
 
     def _samples(self, table: Path, tally: Counter):
         field = self._target if self._target == "pitch" else f"{self._target}_str"
-        for name, note in read_json_items(table):
+        for name, note in read_json_items(table, (field,)):
             tally["rows"] += 1
             yield Sample(
                 clip=name,

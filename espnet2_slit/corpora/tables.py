@@ -6,11 +6,13 @@ import codecs
 import csv
 import json
 import logging
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class CorpusError(RuntimeError):
@@ -89,11 +91,83 @@ def read_table(
             yield dict(zip(names, row, strict=False))
 
 
-def read_json_items(path: Path, key: str | None = None) -> Iterator[tuple[str, dict]]:
+def number(value: object, where: str) -> float:
+    """A finite number that a table must have.
+
+    Args:
+        value: as read.
+        where: file and row, for the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        CorpusError: it is none.
+    """
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise CorpusError(f"{where}: expected a number, found {value!r}")
+    return found
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """A whole JSON file, an object (dict) or an array (list).
+
+    Args:
+        path: the file.
+        kind: dict or list.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CorpusError: it is not JSON, or of another kind.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as problem:
+        raise CorpusError(f"{path}: expected JSON ({problem})") from None
+    if not isinstance(found, kind):
+        raise CorpusError(
+            f"{path}: expected a JSON {kind.__name__}, found a {type(found).__name__}"
+        )
+    return found
+
+
+def check_fields(record: object, fields: tuple[str, ...], where: str) -> None:
+    """Refuses a record without some fields, or with something else than text in them.
+
+    Args:
+        record: one entry of a JSON or YAML file.
+        fields: names it must have; their values are text or whole numbers.
+        where: the file and place, for the message.
+
+    Raises:
+        CorpusError: names the field.
+    """
+    if not isinstance(record, dict):
+        raise CorpusError(
+            f"{where}: expected {', '.join(fields)}; found {record!r:.80}"
+        )
+    for name in fields:
+        if not isinstance(record.get(name), str | int):
+            raise CorpusError(
+                f"{where}: expected text as {name}, found {record.get(name)!r:.80} in "
+                f"{record!r:.200}"
+            )
+
+
+def read_json_items(
+    path: Path, fields: tuple[str, ...], key: str | None = None
+) -> Iterator[tuple[str, dict]]:
     """Members of a large JSON array or object, one at a time, in bounded memory.
 
     Args:
         path: the file.
+        fields: what each member must have, see check_fields.
         key: where the array is, `{"data": [...]}` -> "data"; None: the file is one
             object whose members are wanted.
 
@@ -114,9 +188,10 @@ def read_json_items(path: Path, key: str | None = None) -> Iterator[tuple[str, d
         opener = re.compile(r"\s*\{" if key is None else rf'"{key}"\s*:\s*\[')
         start = opener.search(buffer)
         if start is None:
-            raise CorpusError(f"{path}: expected {opener.pattern!r} near the start.")
-        buffer, at, done = buffer[start.end() :], 0, False
-        while not done:
+            expected = "an object {...}" if key is None else f'{{"{key}": [...]}}'
+            raise CorpusError(f"{path}: expected {expected}, found {buffer[:40]!r}")
+        buffer, at, count = buffer[start.end() :], 0, 0
+        while True:
             at = _skip(buffer, at)
             name, next_at = "", at
             try:
@@ -135,7 +210,8 @@ def read_json_items(path: Path, key: str | None = None) -> Iterator[tuple[str, d
                     ) from None
                 buffer, at = buffer[at:] + block, 0
                 continue
-            at = next_at
+            at, count = next_at, count + 1
+            check_fields(value, fields, f"{path} record {count} {name}".rstrip())
             yield name, value
 
 

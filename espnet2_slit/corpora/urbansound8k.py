@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import CorpusError, read_table, spell
+from espnet2_slit.corpora.tables import CorpusError, number, read_table, spell
 
 
 class UrbanSound8K(Corpus):
@@ -60,12 +60,12 @@ class UrbanSound8K(Corpus):
 
     def _samples(self, split: str, tally: Counter):
         for row in read_table(self._table, self.columns):
-            fold = int(row["fold"])
+            file = row["slice_file_name"]
+            fold = int(number(row["fold"], f"{self._table}: fold of {file}"))
             here = {self._test: "test", self._valid: "valid"}.get(fold, "train")
             if split not in ("all", here):
                 continue
             tally["rows"] += 1
-            file = row["slice_file_name"]
             yield Sample(
                 clip=file,
                 audio=(f"fold{fold}/{file}", file),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from espnet2_slit.corpora.audiocaps import youtube_names
 from espnet2_slit.corpora.base import CLASS, Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import clean, read_table
+from espnet2_slit.corpora.tables import clean, number, read_table
 
 
 class VGGSound(Corpus):
@@ -47,7 +47,8 @@ class VGGSound(Corpus):
             if row["split"].strip() != split:
                 continue
             tally["rows"] += 1
-            video, start = row["youtube_id"], row["start"]
+            video = row["youtube_id"]
+            start = number(row["start"], f"{table}: start of {video}")
             yield Sample(
                 clip=f"{video}_{int(start):06d}",
                 audio=youtube_names(video, start, 10),

@@ -12,14 +12,18 @@ Freesound, AudioSet and the test corpora overlap; the publisher's blacklists say
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from pathlib import Path
 
 from espnet2_slit.corpora.audio_index import strip_suffix
 from espnet2_slit.corpora.base import Corpus, Sample, SetPlan
-from espnet2_slit.corpora.tables import CorpusError, read_json_items
+from espnet2_slit.corpora.tables import (
+    CorpusError,
+    number,
+    read_json,
+    read_json_items,
+)
 
 # part -> (JSON file, words in the path of its audio, key in the blacklists)
 PARTS = {
@@ -71,8 +75,10 @@ class WavCaps(Corpus):
                 "data/json_files/blacklist of the publisher's repository; or choose "
                 "others with --blacklist (none: no zero-shot claim is possible)."
             )
-        listed = json.loads(self.find(*self.below(file)).read_text(encoding="utf-8"))
-        for part, ids in listed.items():
+        path = self.find(*self.below(file))
+        for part, ids in read_json(path, dict).items():
+            if not isinstance(ids, list):
+                raise CorpusError(f"{path}: expected a list of ids as {part}")
             banned = self._banned.setdefault(part, set())
             banned.update(strip_suffix(str(i)) for i in ids)
 
@@ -97,7 +103,7 @@ class WavCaps(Corpus):
 
     def _samples(self, table: Path, split: str, tally: Counter):
         banned = self._banned.get(PARTS[split][2], set())
-        for _, row in read_json_items(table, "data"):
+        for _, row in read_json_items(table, ("id",), "data"):
             tally["rows"] += 1
             name = strip_suffix(str(row["id"]))
             if name in banned:
@@ -109,10 +115,11 @@ class WavCaps(Corpus):
                 "bbc": f"bbc:{name}",
                 "soundbible": f"soundbible:{name}",
             }[split]
+            length = row.get("duration")
             yield Sample(
                 clip=f"{split}-{name}",
                 audio=(name,),
-                text=row["caption"],
+                text=str(row.get("caption") or ""),  # counted as empty
                 source=source,
-                duration=float(row["duration"]) if row.get("duration") else None,
+                duration=number(length, f"{table}: {name}") if length else None,
             )

@@ -97,19 +97,19 @@ def test_json_is_read_member_by_member_across_block_ends(tmp_path, indent):
     path = tmp_path / "big.json"
     path.write_text(json.dumps({"n": 1, "data": rows}, indent=indent))
     assert path.stat().st_size > 3 << 20  # several blocks
-    assert [row for _, row in read_json_items(path, "data")] == rows
+    assert [row for _, row in read_json_items(path, (), "data")] == rows
     path.write_text(json.dumps({row["id"]: row for row in rows}, indent=indent))
-    assert dict(read_json_items(path)) == {row["id"]: row for row in rows}
+    assert dict(read_json_items(path, ())) == {row["id"]: row for row in rows}
 
 
 def test_cut_off_json_and_git_lfs_pointers_are_refused(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"data": [{"id": 1}, {"id": ')
     with pytest.raises(CorpusError, match="download complete"):
-        list(read_json_items(path, "data"))
+        list(read_json_items(path, (), "data"))
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(CorpusError, match="Git LFS pointer"):
-        list(read_json_items(path, "data"))
+        list(read_json_items(path, (), "data"))
 
 
 def test_audio_is_found_under_any_suffix_and_the_named_one_first(tmp_path):

@@ -1,6 +1,7 @@
 """Each reader on a small tree in its corpus' exact layout."""
 
 import pytest
+import trees
 
 from espnet2_slit import data_dir
 from espnet2_slit.corpora import READERS, CorpusError, Limits, build_sets
@@ -364,3 +365,103 @@ def test_other_places_names_and_forms_can_be_asked_for(tree, tmp_path, build, co
         build_sets(Clotho(root), tmp_path, ["dev"])
     with pytest.raises(CorpusError, match="no audio folder"):
         build_sets(Clotho(root), tmp_path, audio_dirs=[tmp_path / "nowhere"])
+
+
+CAPS, SEGMENTS = "dataset/train.csv", "balanced_train_segments.csv"
+SOUNDBIBLE = "json_files/SoundBible/sb_final.json"
+BLACKLIST = "json_files/blacklist/blacklist_exclude_test_ac.json"
+HEAD = "audiocap_id,youtube_id,start_time,caption\n"
+FOLDS = "filename,fold,target,category,esc10,src_file,take\n"
+SLICES = "slice_file_name,fsID,start,end,salience,fold,classID,class\n"
+MALFORMED = [
+    (
+        "wavcaps",
+        SOUNDBIBLE,
+        '{"data": [{"caption": "x"}]}',
+        "record 1: expected text as id",
+    ),
+    ("wavcaps", SOUNDBIBLE, '{"data": [["17"]]}', "record 1: expected id; found"),
+    ("wavcaps", SOUNDBIBLE, '{"data": {"a": 1}}', "expected {"),
+    ("wavcaps", SOUNDBIBLE, '{"data": [{"id": "17", "caption": null}]}', "empty text"),
+    ("wavcaps", SOUNDBIBLE, "<html>", "found '<html>'"),
+    (
+        "wavcaps",
+        SOUNDBIBLE,
+        '{"data": [{"id": 17, "duration": "long"}]}',
+        "found 'long'",
+    ),
+    ("wavcaps", BLACKLIST, "x", "expected JSON"),
+    ("wavcaps", BLACKLIST, "[1]", "expected a JSON dict, found a list"),
+    ("wavcaps", BLACKLIST, '{"AudioSet": 1}', "expected a list of ids as AudioSet"),
+    ("macs", "MACS.yaml", "", "expected `files:`"),
+    ("macs", "MACS.yaml", "a: [", "expected YAML"),
+    ("macs", "MACS.yaml", "files: [1]", "expected filename; found 1"),
+    (
+        "macs",
+        "MACS.yaml",
+        "files:\n- {filename: a.wav, annotations: [{tags: []}]}",
+        "a.wav: expected text as sentence",
+    ),
+    (
+        "audiocaps",
+        CAPS,
+        f"{HEAD}1,abc,ten,hello\n",
+        "start_time of abc: expected a number",
+    ),
+    (
+        "audiocaps",
+        CAPS,
+        f"{HEAD}1,abc,nan,hello\n",
+        "start_time of abc: expected a number",
+    ),
+    ("audiocaps", CAPS, f"{HEAD}1,../../etc/passwd,0,x\n", "no usable clip"),
+    ("audioset", SEGMENTS, 'a, x, 1, "/m/1"\n', "start of a: expected a number"),
+    ("audioset", SEGMENTS, "a, 1\n", "expected YTID, start, end, labels"),
+    ("esc50", "meta/esc50.csv", f"{FOLDS}x.wav,one,0,dog,True,1,A\n", "fold of x.wav"),
+    (
+        "urbansound8k",
+        "metadata/UrbanSound8K.csv",
+        f"{SLICES}x.wav,1,0,1,1,z,0,d\n",
+        "fold of x",
+    ),
+    ("vggsound", "vggsound.csv", "abc,one,x,train\n", "start of abc"),
+    (
+        "nsynth",
+        "nsynth-train/examples.json",
+        '{"a": {}}',
+        "record 1 a: expected text as",
+    ),
+    (
+        "nsynth",
+        "nsynth-train/examples.json",
+        '{"a": 3}',
+        "record 1 a: expected instrument",
+    ),
+    ("nsynth", "nsynth-train/examples.json", "[]", "expected an object"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content", "message"), MALFORMED)
+def test_a_malformed_file_ends_with_its_place(tmp_path, name, file, content, message):
+    root = getattr(trees, name)(tmp_path / name)
+    (root / file).write_text(content, encoding="utf-8")
+    reader = READERS[name]
+    part = "soundbible" if name == "wavcaps" else "all" if name == "macs" else ""
+    with pytest.raises(CorpusError) as caught:
+        corpus = reader(root)
+        split = part or corpus.train_splits[0]
+        build_sets(corpus, tmp_path / "out", [split], limits=Limits(jobs=1))
+    assert message in str(caught.value)
+
+
+def test_audioset_labels_without_restrictions_are_named_by_the_ontology(
+    build, tmp_path
+):
+    root = trees.audioset(tmp_path / "audioset")
+    (root / "class_labels_indices.csv").unlink()
+    (root / "ontology.json").write_text('[{"id": "/m/068hy", "name": "Pets"}]')
+    folder, report = build(READERS["audioset"](root), "balanced_train")
+    assert (folder / "text").read_text().split(" ", 1)[1] == "Pets\n"
+    (root / "ontology.json").write_text("[{}]")
+    with pytest.raises(CorpusError, match="expected text as id"):
+        READERS["audioset"](root).plan("balanced_train", False)
