@@ -591,3 +591,63 @@ def test_scripts_parse_and_stop_at_errors(script):
     assert not re.search(
         r"\beval\b|pip install (?!-)", text.replace("pip install -e", "")
     )
+
+
+# ------------------------------------------------------------------------ ESC by fold
+
+
+@pytest.fixture
+def esc_recipe(tmp_path):
+    """run_esc50.sh with stand-ins for the scripts that it calls, which note their words."""
+    recipe = tmp_path / "egs2" / "slit" / "slit1"
+    ignored = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    shutil.copytree(RECIPE, recipe, ignore=ignored)
+    for name in ("run.sh", "slit.sh"):
+        # the options stay: --help and the parser read them
+        text = (recipe / name).read_text()
+        options = text[text.index("# Options") :].split("# End of options")[0]
+        (recipe / name).write_text(
+            f"#!/usr/bin/env bash\n{options}# End of options\n"
+            f'printf "%s " {name} "$@" | tr "\\n" " " >>calls; echo >>calls\n'
+        )
+    (tmp_path / "esc" / "meta").mkdir(parents=True)
+    (tmp_path / "esc" / "meta" / "esc50.csv").write_text(
+        "filename,fold,target,category,esc10,src_file,take\n"
+        "1-1-A-0.wav,1,0,dog,True,1,A\n2-2-A-0.wav,2,0,dog,True,2,A\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT)}
+
+    def run(*words):
+        command = [recipe / "run_esc50.sh", "--esc50", tmp_path / "esc", *words]
+        code, _, err = shell(*command, cwd=tmp_path, **environment)
+        assert code == 0, err
+        return (recipe / "calls").read_text().splitlines()
+
+    return recipe, run
+
+
+def test_each_fold_is_held_out_of_a_system_of_its_own(esc_recipe):
+    recipe, run = esc_recipe
+    best = recipe / "exp" / "mini_representation" / "valid.loss.best.pth"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    first, second = run()
+    for number, call in ((1, first), (2, second)):
+        assert call.startswith("slit.sh") and f"--fold {number} " in call
+        assert f"--tag esc50_fold{number}" in call
+        assert f"--audio_encoder_path downloads/esc50_fold{number}.pt" in call
+        assert "--pretrained_model exp/mini_representation/valid.loss.best.pth" in call
+    assert [call.split()[0] for call in run("--folds", "2")][2:] == ["slit.sh"]
+
+
+def test_the_mini_system_is_trained_first_where_it_is_missing(esc_recipe):
+    _, run = esc_recipe
+    mini, fold = run("--folds", "2", "--expdir", "elsewhere")
+    assert mini.startswith("run.sh") and "--stop_stage 2" in mini
+    assert "--expdir elsewhere" in mini
+    assert "elsewhere/mini_representation/valid.loss.best.pth" in fold
+
+
+def test_esc_must_be_where_it_is_said_to_be(tmp_path):
+    code, _, err = shell(RECIPE / "run_esc50.sh", "--esc50", tmp_path, cwd=tmp_path)
+    assert code == 1 and "meta/esc50.csv: expected ESC-50's own layout" in err

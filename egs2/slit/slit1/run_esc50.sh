@@ -41,8 +41,8 @@ init=$(given "${init}")
 if [ -z "${init}" ]; then
     init=${expdir}/mini_representation/valid.loss.best.pth
     if [ ! -e "${init}" ]; then
-        log "First the mini system: ${init} is to go on from (about 8 minutes on two cores)"
-        ./run.sh --stop_stage 2 --expdir "${expdir}" --ngpu "${ngpu}"
+        log "First the mini system's stages 1 and 2, to go on from: ${init}"
+        ./run.sh --stop_stage 2 --expdir "${expdir}" --ngpu "${ngpu}" --nj "${nj}"
     fi
 fi
 
