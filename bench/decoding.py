@@ -19,16 +19,11 @@ and their outputs must be equal (greedy and beam search have no chance in them).
 
 import argparse
 import contextlib
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from alternate import alternate, clock, machine, ratio, spread, write
 
 from espnet2_slit import templates
 from espnet2_slit.decoding import EvaluationSet
@@ -38,6 +33,8 @@ from espnet2_slit.inference import (
     top_indices,
     wanted_pairs,
 )
+
+PARTS = "captions", "ranking", "reranking"
 
 
 def get_parser():
@@ -54,11 +51,12 @@ def get_parser():
     parser.add_argument("--labels", type=int, default=50)
     parser.add_argument("--rerank", type=int, default=32, help="candidates of a query")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--threads", type=int, help="of torch (default: its own choice)"
     )
-    parser.add_argument("--output", help="JSON")
+    parser.add_argument("--output", help="JSON; a plot goes beside it")
     return parser
 
 
@@ -95,39 +93,17 @@ def batch_size(slit, size):
         slit.batch_size = before
 
 
-def race(contestants, rounds):
-    """Run every contestant in turn; {name: [seconds]}, {name: result}."""
-    seconds = {name: [] for name in contestants}
-    results = {}
-    for k in range(rounds + 1):
-        for name, function in contestants.items():
-            start = time.perf_counter()
-            results[name] = function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if k:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds, results
-
-
-def report(content, title, seconds, count, unit, reference):
+def report(content, title, times, count, unit, reference, key):
     """Print and note rates, and how many times faster than the reference."""
     print(f"\n{title}")
     rows = {}
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        times = statistics.median(
-            peer / own for peer, own in zip(seconds[reference], values, strict=True)
-        )
-        rows[name] = {
-            "seconds": median,
-            "spread": [min(values), max(values)],
-            f"{unit}_per_second": count / median,
-            "times_reference": times,
-        }
+    for name, taken in times.items():
+        rate = spread([count / t[key] for t in taken])
+        gain = ratio(times, reference, name, key)
+        rows[name] = {f"{unit}_per_second": rate, "times_reference": gain}
         print(
-            f"  {name:<34}{count / median:>10.1f} {unit}/s"
-            f"{times:>8.2f} x   [{min(values):.3f}, {max(values):.3f}] s"
+            f"  {name:<34}{rate['median']:>10.1f} {unit}/s{gain['median']:>8.2f} x"
+            f"   [{gain['lowest']:.2f}, {gain['highest']:.2f}]"
         )
     content[title] = {"reference": reference, "count": count, "contestants": rows}
 
@@ -208,9 +184,9 @@ def bench_captions(slit, clips, args, content):
     with tempfile.TemporaryDirectory() as folder:
         name = "transformers, clip by clip"
         contestants[name] = plain_transformers(slit, clips, options, folder)
-        seconds, results = race(contestants, args.rounds)
+        times, results = alternate(contestants, args.rounds, args.device)
     title = f"captions, {args.num_beams} beams, {args.max_new_tokens} tokens at most"
-    report(content, title, seconds, len(clips), "captions", name)
+    report(content, title, times, len(clips), "captions", name, clock(args.device))
     expected = results[name]
     for other, texts in results.items():
         equal = sum(a == b for a, b in zip(texts, expected, strict=True))
@@ -249,9 +225,11 @@ def bench_ranking(slit, clips, args, content):
             yield from slit._prefixes(part, clips, requests)
 
     name = "a forward pass for each label"
-    seconds, results = race({"slit, batch 16": shared, name: plain}, args.rounds)
+    contestants = {"slit, batch 16": shared, name: plain}
+    times, results = alternate(contestants, args.rounds, args.device)
     title = f"ranking of {len(labels)} labels"
-    report(content, title, seconds, len(clips) * len(labels), "candidates", name)
+    count = len(clips) * len(labels)
+    report(content, title, times, count, "candidates", name, clock(args.device))
     difference = float(np.abs(results["slit, batch 16"] - results[name]).max())
     content[title]["largest_difference"] = difference
     print(f"  largest difference of the log-likelihoods: {difference:.2g}")
@@ -295,9 +273,9 @@ def bench_reranking(slit, clips, texts, args, content):
         return np.stack(found)
 
     name = "keys and values anew for each pair"
-    seconds, results = race({"slit": shared, name: plain}, args.rounds)
+    times, results = alternate({"slit": shared, name: plain}, args.rounds, args.device)
     title = f"re-ranking, {len(texts)} texts x {best.shape[1]} of {len(clips)} clips"
-    report(content, title, seconds, best.size, "pairs", name)
+    report(content, title, times, best.size, "pairs", name, clock(args.device))
     difference = float(np.abs(results["slit"] - results[name]).max())
     content[title]["largest_difference"] = difference
     print(f"  largest difference of the logits: {difference:.2g}")
@@ -314,22 +292,26 @@ def main():
     kept = set(data.clip_ids[: len(clips)])
     texts = list(dict.fromkeys(text for clip, text in data.texts() if clip in kept))
     content = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": args.device,
+        "machine": machine(args.device),
         "model": slit.describe(),
         "clips": len(clips),
         "seconds_of_audio": sum(clips.durations_s),
     }
     print(f"{len(clips)} clips, {content['seconds_of_audio']:.0f} s of audio")
-    bench_captions(slit, clips, args, content)
-    bench_ranking(slit, clips, args, content)
-    bench_reranking(slit, clips, texts, args, content)
+    if "captions" in args.only:
+        bench_captions(slit, clips, args, content)
+    if "ranking" in args.only:
+        bench_ranking(slit, clips, args, content)
+    if "reranking" in args.only:
+        bench_reranking(slit, clips, texts, args, content)
     if args.output:
-        text = json.dumps(content, indent=1, default=str) + "\n"
-        Path(args.output).write_text(text, encoding="utf-8")
+        bars = {
+            f"{title.split(',')[0]}: {name}": row["times_reference"]
+            for title, part in content.items()
+            if isinstance(part, dict) and "contestants" in part
+            for name, row in part["contestants"].items()
+        }
+        write(content, args.output, bars, f"rate, as multiple ({clock(args.device)})")
 
 
 if __name__ == "__main__":

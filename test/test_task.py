@@ -608,6 +608,25 @@ def test_weight_decay_spares_vectors(tiny_features, tmp_path, train_command):
     assert total == sum(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ([], True),
+        (["--optim_conf", "fused=false"], False),
+        (["--optim_conf", "foreach=true"], None),
+    ],
+)
+def test_optimizer_is_fused_unless_the_user_says_otherwise(
+    options, expected, tiny_features, tmp_path, train_command
+):
+    from espnet2_slit.task import SLITTask
+
+    command = train_command("generative", tmp_path, *options)
+    args = SLITTask.get_parser().parse_args(command)
+    (optimizer,) = SLITTask.build_optimizers(args, SLITTask.build_model(args))
+    assert optimizer.defaults["fused"] is expected
+
+
 def test_printed_config_can_be_given_back(monkeypatch, tmp_path):
     from espnet2_slit.task import SLITTask
 
