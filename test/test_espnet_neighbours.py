@@ -143,6 +143,6 @@ def test_curves_are_logged_to_wandb(train_command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = ["--use_wandb", "true", "--wandb_project", "slit"]
     SLITTask.main(cmd=train_command("representation", tmp_path / "exp", *options))
-    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (written,) = tmp_path.rglob("offline-run-*/run-*.wandb")
     content = written.read_bytes()
     assert b"loss_contrastive" in content and b"temperature" in content
