@@ -404,6 +404,50 @@ def new_recipe(tmp_path):
     return tmp_path / "egs2" / "mine" / "slit1"
 
 
+RECORDER = """#!/usr/bin/env bash
+echo "$*" >>commands
+while [ $# -gt 1 ]; do
+    if [ "$1" = --output_dir ]; then mkdir -p "$2" && touch "$2/valid.loss.best.pth"; fi
+    shift
+done
+"""
+
+
+def test_baselines_are_trained_predicted_scored_and_compared_in_turn(new_recipe):
+    for name in ("run_baselines.sh", "local/baselines.py"):
+        (new_recipe / name).symlink_to(RECIPE / name)
+    script = new_recipe / "run_baselines.sh"
+    code, _, err = shell(script, cwd=new_recipe)
+    assert code == 1 and "run ./run.sh first" in err
+    decoded = new_recipe / "exp" / "mini_instruction" / "decode_mini"
+    decoded.mkdir(parents=True)
+    (decoded / "scores.json").touch()
+    for name in ("train_caption", "valid_caption"):
+        (new_recipe / "dump" / "mini_beats" / name).mkdir(parents=True)
+        (new_recipe / "dump" / "mini_beats" / name / "feats.scp").touch()
+    recorder = new_recipe / "recorder"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    code, out, err = shell(script, "--python", recorder, cwd=new_recipe)
+    assert code == 0, err
+    commands = (new_recipe / "commands").read_text().splitlines()
+    words = ["train --model dual_encoder", "train --model captioner", "predict"]
+    words += ["slit_score --predictions test_caption:retrieval=", "predict"]
+    words += ["slit_score --predictions test_caption:caption=", "slit_compare"]
+    words += [
+        "slit_compare",
+        "slit_score --decode_dir exp/mini_instruction/decode_mini",
+    ]
+    assert len(commands) == len(words)
+    for command, expected in zip(commands, words, strict=True):
+        assert expected in command
+    assert "--max_epoch 3" in commands[0] and "--max_epoch 8" in commands[1]
+    code, out, _ = shell(script, "--python", recorder, cwd=new_recipe)
+    assert code == 0 and out.count("is trained") == 2
+    again = (new_recipe / "commands").read_text().splitlines()[len(commands) :]
+    assert again == commands[2:]  # nothing is trained again
+
+
 def test_setup_makes_a_recipe_anywhere(new_recipe):
     for name in (
         "slit.sh",

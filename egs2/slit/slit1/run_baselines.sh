@@ -55,7 +55,7 @@ train() { # MODEL STAGE EPOCHS OPTIONS
     done
     words="${options[*]} $(state "conf/train_${stage}_${config}.yaml" "${feats}/${train_set}/text" \
         "${feats}/${train_set}/feats.json" local/baselines.py)"
-    if is_done "${exp}/${model}/.done" "${words}"; then
+    if is_done "${exp}/${model}/.done" "${words}" && [ -e "${exp}/${model}/valid.loss.best.pth" ]; then
         log "Skipped: ${exp}/${model} is trained"
         return
     fi
