@@ -5,8 +5,9 @@
 # from data directories of another ESPnet recipe: references in text_spk1, text_spk2, ...,
 # labels as words of a vocabulary. Audio (files, pipes, arks, segments) stays where it is.
 
+# shellcheck disable=SC2034  # options are read by name, option_file by parse_options.sh
 set -euo pipefail
-# shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
+# before cd, which $0 is relative to
 option_file=$(readlink -f "$0")
 cd "$(dirname "$0")/.."
 
