@@ -63,7 +63,7 @@ def scores(folder):
         "scores"
     ]:
         if row["value"] is not None:
-            found.setdefault(row["dataset"], set()).add(row["task"])
+            found.setdefault(row["set"], set()).add(row["task"])
     return found
 
 
