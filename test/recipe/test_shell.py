@@ -642,7 +642,7 @@ def test_scripts_parse_and_stop_at_errors(script):
 
 @pytest.fixture
 def esc_recipe(tmp_path):
-    """run_esc50.sh with stand-ins for the scripts that it calls, which note their words."""
+    """run_esc50.sh with stand-ins for the scripts that it calls: they note words."""
     recipe = tmp_path / "egs2" / "slit" / "slit1"
     ignored = shutil.ignore_patterns("data", "dump", "exp", "downloads")
     shutil.copytree(RECIPE, recipe, ignore=ignored)
