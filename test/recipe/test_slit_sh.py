@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_recipe
+import tiny_system
 from launchers import StandIns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,60 +182,52 @@ def test_a_later_stage_notices_that_the_earlier_one_was_trained_anew(recipe):
     assert "anew_generative was begun from another checkpoint" in done.stderr
 
 
-CAPTIONS_ONLY = [
-    *["--instruction_train_set", "train_caption"],
-    *["--instruction_valid_set", "valid_caption", "--test_sets", "test_caption"],
+# One training set and one test set; encoded once for the tests below.
+SMALL = [
+    *["--valid_set", "train_caption", "--instruction_train_set", "train_caption"],
+    *["--instruction_valid_set", "train_caption", "--test_sets", "test_caption"],
+    *["--dumpdir", "small", "--expdir", "small_exp", "--stage"],
 ]
 
 
-def features(folder):
-    """{set: {clip: frames}}."""
-    from espnet2_slit.features import FeatureReader
-
-    found = {}
-    for path in folder.glob("*/*/feats.scp"):
-        reader = FeatureReader(path)
-        found[path.parent.name] = {key: reader[key] for key in reader}
-        reader.close()
-    return found
-
-
 @pytest.mark.slow
-def test_slurm_runs_encoding_training_and_decoding(recipe, tmp_path):
-    """Arrays of two jobs, and two ranks on two nodes, by a stand-in for Slurm."""
+def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
+    recipe, tmp_path, tiny_parts, monkeypatch
+):
+    """A stand-in for Slurm; two jobs give what one gives."""
+    from espnet2_slit import features
+    from espnet2_slit.audio_encoder import build_audio_encoder
+    from espnet2_slit.bin import slit_inference
+
     folder, _ = recipe
     slurm = StandIns(tmp_path / "bin")
-    run(recipe, *CAPTIONS_ONLY, "--stage", "1", "--stop-stage", "1", "--dumpdir", "one")
-    more = ["--num_nodes", "2", "--encode_nj", "2", "--inference_nj", "2"]
-    more += ["--dumpdir", "two", "--tag", "slurm", "--stage", "1", "--stop-stage", "6"]
-    run(recipe, *CAPTIONS_ONLY, *more, cmd_backend="slurm", PATH=slurm.path)
-    exp = folder / "exp"
-    for stage in ("representation", "generative", "instruction"):
-        log = (exp / f"slurm_{stage}" / "train.log").read_text()
-        assert ":0/2]" in log, "two ranks"
-    assert len(slurm.calls("srun")) == 3
-    arrays = [words for words in slurm.calls("slurm.pl") if "JOB=1:2" in words]
-    programs = [" ".join(words) for words in arrays]
-    assert sum("slit_encode" in words for words in programs) == 3  # sets
-    assert sum("slit_inference" in words for words in programs) == 1
-    one, two = features(folder / "one"), features(folder / "two")
-    assert (
-        one.keys() == two.keys() == {"train_caption", "valid_caption", "test_caption"}
-    )
-    for name in one:
-        assert one[name].keys() == two[name].keys()
-        assert all(np.array_equal(one[name][key], two[name][key]) for key in one[name])
-    decoded = exp / "slurm_instruction" / "decode_tiny"
-    assert (decoded / "RESULTS.md").is_file()
-    # what two jobs decoded is what one does
-    run(
-        recipe, *CAPTIONS_ONLY, "--dumpdir", "two", "--tag", "slurm",
-        "--num_nodes", "2", "--stage", "5", "--stop-stage", "5",
-        "--inference_tag", "one_job",
-    )  # fmt: skip
-    again = exp / "slurm_instruction" / "decode_one_job"
-    text = Path("test_caption", "caption", "text")
-    assert (decoded / text).read_text() == (again / text).read_text()
+    by_slurm = dict(cmd_backend="slurm", PATH=slurm.path)
+    run(recipe, *SMALL, "1", "--stop-stage", "1", "--encode_nj", "2", **by_slurm)
+    raw = folder / "small" / "raw" / "test_caption"
+    (encoded,) = folder.glob("small/*/test_caption/feats.scp")
+    encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
+    monkeypatch.chdir(folder)  # paths in the dump are relative to it
+    work = features.plan(raw, encoder.identity())
+    features.encode(work, encoder, tmp_path / "alone")
+    features.merge(work, raw, tmp_path / "alone", features.encoder_facts(encoder))
+    one = features.FeatureReader(tmp_path / "alone" / "feats.scp")
+    two = features.FeatureReader(encoded)
+    assert set(one) == set(two) and len(one) == 12
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+    system = tiny_system.system(folder / "small_exp", tiny_parts)  # as if trained
+    run(recipe, *SMALL, "5", "--stop-stage", "5", "--inference_nj", "2", **by_slurm)
+    decoded = system / "decode_tiny" / "test_caption"
+    words = ["--model", system, "--data_dir", encoded.parent]
+    words += ["--config", folder / "conf/decode_tiny.yaml"]
+    words += ["--output_dir", tmp_path / "decoded"]
+    assert slit_inference.main([str(word) for word in words]) == 0
+    text = Path("caption", "text")
+    assert (decoded / text).read_text() == (tmp_path / "decoded" / text).read_text()
+
+    arrays = [" ".join(w) for w in slurm.calls("slurm.pl") if "JOB=1:2" in w]
+    assert sum("slit_encode" in words for words in arrays) == 2  # sets
+    assert sum("slit_inference" in words for words in arrays) == 1
 
 
 @pytest.mark.slow
@@ -244,12 +237,10 @@ def test_ssh_trains_on_two_machines(recipe, tmp_path, tiny_parts):
     ssh = StandIns(tmp_path / "bin")
     odd = tmp_path / "it's a `touch executed` $(touch executed)"
     shutil.copytree(tiny_parts.tokenizer, odd)
-    more = ["--host", "localhost,localhost", "--tag", "ssh", "--qformer_tokenizer", odd]
-    run(
-        recipe, *CAPTIONS_ONLY, *map(str, more), "--dumpdir", "one", "--stage", "1",
-        "--stop-stage", "2", PATH=ssh.path,
-    )  # fmt: skip
-    exp = folder / "exp" / "ssh_representation"
+    more = ["--host", "localhost,localhost", "--tag", "ssh"]
+    more += ["--qformer_tokenizer", str(odd)]
+    run(recipe, *SMALL, "1", "--stop-stage", "2", *more, PATH=ssh.path)
+    exp = folder / "small_exp" / "ssh_representation"
     assert ":0/2]" in (exp / "train.log").read_text()
     assert (exp / "2epoch.pth").is_file()
     assert [words[0] for words in ssh.calls("ssh")] == ["localhost", "localhost"]
