@@ -119,7 +119,7 @@ def test_espnet_ez_trains_the_registered_task(tiny_features, tiny_parts, tmp_pat
     assert "representation" in (tmp_path / "exp" / "config.yaml").read_text("utf-8")
 
 
-def test_curves_are_written_for_tensorboard(train_command, tmp_path):
+def test_curves_are_written_for_tensorboard(tiny_features, train_command, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -134,7 +134,9 @@ def test_curves_are_written_for_tensorboard(train_command, tmp_path):
     assert {"loss", "loss_contrastive", "temperature"} <= set(events.Tags()["scalars"])
 
 
-def test_curves_are_logged_to_wandb(train_command, tmp_path, monkeypatch):
+def test_curves_are_logged_to_wandb(
+    tiny_features, train_command, tmp_path, monkeypatch
+):
     pytest.importorskip("wandb", reason="wandb is not installed")
     from espnet2_slit.task import SLITTask
 

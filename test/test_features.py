@@ -523,3 +523,15 @@ def test_feats_json_is_plain(data_dir, tmp_path):
     assert content["schema"] == 1 and content["dropped"] == {}
     total = sum(os.path.getsize(p) for p in (tmp_path / "dump").glob("*.ark"))
     assert content["bytes"] == total
+
+
+def test_gpu_that_is_not_there_is_named_before_any_work(tmp_path, capsys, monkeypatch):
+    import torch
+
+    from espnet2_slit.bin import slit_encode
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--ngpu", "1"]
+    assert slit_encode.main([str(word) for word in words]) == 1
+    assert "finds none. Give --ngpu 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

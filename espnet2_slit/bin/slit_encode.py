@@ -132,8 +132,15 @@ def run(args):
             logging.info("%s: every shard agrees with its checksum", output_dir)
         return
     # Costs seconds to import, so not for --help or --verify.
+    import torch
+
     from espnet2_slit.audio_encoder import build_audio_encoder
 
+    if args.ngpu and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"--ngpu {args.ngpu}: expected a GPU, torch {torch.__version__} finds none."
+            " Give --ngpu 0 to work on the CPU (slit doctor says more)."
+        )
     name, conf = encoder_options(args)
     encoder = build_audio_encoder(name, **conf)
     if encoder.trainable:
