@@ -3,6 +3,7 @@
 Each test needs the ESPnet, or the package, that has it.
 """
 
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_curves_are_written_for_tensorboard(tiny_features, train_command, tmp_pa
 def test_curves_are_logged_to_wandb(
     tiny_features, train_command, tmp_path, monkeypatch
 ):
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     from espnet2_slit.task import SLITTask
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -145,6 +146,9 @@ def test_curves_are_logged_to_wandb(
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = ["--use_wandb", "true", "--wandb_project", "slit"]
     SLITTask.main(cmd=train_command("representation", tmp_path / "exp", *options))
+    wandb.finish()  # what ESPnet leaves to the end of the process
     (written,) = tmp_path.rglob("offline-run-*/run-*.wandb")
-    content = written.read_bytes()
-    assert b"loss_contrastive" in content and b"temperature" in content
+    names, end = (b"loss_contrastive", b"temperature"), time.monotonic() + 60
+    while not all(name in written.read_bytes() for name in names):
+        assert time.monotonic() < end, "its service has not written the values"
+        time.sleep(0.5)
