@@ -2,8 +2,11 @@
 """Does training in bfloat16 learn what training in float32 does? Their loss curves.
 
 An experiment's stage is trained anew for some steps in both number formats, from the
-same weights on the same batches, step by step in turn. The table shows the mean loss of
-each tenth of the training. Run it where the experiment's relative paths lead:
+same weights on the same batches, step by step in turn. A third training, in float32
+from weights that were rounded to bfloat16 once, shows how far two curves part through
+a small disturbance alone (hard negatives are drawn, so it grows). The table shows the
+mean loss of each tenth of the training. Run it where the experiment's relative paths
+lead:
 
     cd egs2/slit/slit1
     python ../../../bench/precision.py exp/mini_representation --output precision.json
@@ -25,6 +28,8 @@ from espnet2_slit.task import SLITTask
 compat.prepare_espnet_import()
 
 from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
+
+CONTROL = "float32, rounded start"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,11 +54,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     config = Path(args.experiment) / "config.yaml"
     first, options = SLITTask.build_model_from_file(config, with_audio_encoder=False)
-    models = {"float32": first, "bfloat16": copy.deepcopy(first)}
+    models = {name: copy.deepcopy(first) for name in (*PRECISIONS, CONTROL)}
+    with torch.no_grad():
+        for parameter in models[CONTROL].parameters():
+            parameter.copy_(parameter.bfloat16())
     optimizers = {}
     for precision, model in models.items():
-        assert precision in PRECISIONS
-        model.precision = precision
+        model.precision = "float32" if precision == CONTROL else precision
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizers[precision] = torch.optim.AdamW(trained, lr=args.lr, fused=True)
@@ -81,11 +88,12 @@ def main() -> None:
     count = len(losses["float32"])
     size = max(count // 10, 1)
     rows = []
-    print("steps        float32  bfloat16")
+    print("steps     " + "".join(f"{name:>24}" for name in models))
     for start in range(0, count - size + 1, size):
         means = [statistics.mean(losses[p][start : start + size]) for p in models]
         rows.append({"first": start, "last": start + size - 1, "losses": means})
-        print(f"{start:4d}-{start + size - 1:<4d} {means[0]:10.4f} {means[1]:9.4f}")
+        columns = "".join(f"{mean:24.4f}" for mean in means)
+        print(f"{start:4d}-{start + size - 1:<5d}{columns}")
     bars = {precision: spread(values) for precision, values in seconds.items()}
     print({name: round(bar["median"], 3) for name, bar in bars.items()}, "CPU s a step")
     if args.output:
