@@ -12,6 +12,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import pickle
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator
 
 if TYPE_CHECKING:  # for readers and type checkers; at run time see __getattr__
@@ -77,6 +79,26 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+def kaldi_io() -> ModuleType:
+    """The reader of Kaldi's files, kaldiio (ESPnet 202511) or omniio.kaldi (202611).
+
+    An ark entry that starts with PKL is a pickle: kaldiio would load it, and so run the
+    code in it. Here, and in all that reads arks in this process, it raises instead.
+    """
+    if not is_installed("kaldiio"):
+        return importlib.import_module("omniio.kaldi")
+    kaldiio = importlib.import_module("kaldiio")
+    kaldiio.matio.pickle = SimpleNamespace(load=_refuse_pickle, dump=pickle.dump)
+    return kaldiio
+
+
+def _refuse_pickle(stream: Any, **_: Any) -> None:
+    raise pickle.UnpicklingError(
+        "expected a matrix or audio in the ark, found a pickled object, which may hold"
+        " code and is not loaded. Write the ark without pickles"
+    )
 
 
 @contextlib.contextmanager
@@ -152,6 +174,7 @@ def prepare_espnet_import() -> None:
             "environment up again with tools/."
         ) from error
     del torchaudio
+    kaldi_io()
     with _quiet_import():
         importlib.import_module("espnet2.train.preprocessor")
         for module in _CHATTY:

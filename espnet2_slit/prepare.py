@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from espnet2_slit import compat
 from espnet2_slit.audio_io import AudioError, probe, read_audio, to_mono
 from espnet2_slit.data_dir import (
     DataDirError,
@@ -115,13 +116,7 @@ def is_kaldi(source: str) -> bool:
 def _read_kaldi(source: str, options: Options):
     """Audio of a `command |` or `file.ark:123` as ESPnet's own loader reads it."""
     try:
-        from kaldiio import load_mat
-    except ImportError:
-        from omniio.kaldi import load_mat
-    if not source.endswith("|"):
-        _refuse_pickle(source)
-    try:
-        value = load_mat(source)
+        value = compat.kaldi_io().load_mat(source)
     except Exception as error:  # whatever the command or the ark reader raises
         raise AudioError(
             f"{source}: cannot be read ({type(error).__name__}: {error})."
@@ -130,23 +125,6 @@ def _read_kaldi(source: str, options: Options):
     first, second = value
     rate, audio = (first, second) if isinstance(first, int) else (second, first)
     return to_mono(audio, rate, options.sample_rate, name=source)
-
-
-def _refuse_pickle(source: str) -> None:
-    """Arks may hold pickled Python, which kaldiio would load, and so run.
-
-    Raises:
-        AudioError: this entry is of that kind.
-    """
-    path, _, offset = source.rpartition(":")
-    try:
-        with open(path, "rb") as stream:
-            stream.seek(int(offset))
-            kind = stream.read(3)
-    except OSError:
-        return  # the reader tells what is wrong
-    if kind == b"PKL":
-        raise AudioError(f"{source}: cannot be read: a pickled object, not audio")
 
 
 def check_clip(clip: Clip, folder: str, options: Options) -> dict:

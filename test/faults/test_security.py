@@ -1,16 +1,19 @@
 """Names from outside are data: never run, never another row's, never another's code.
 
 Fuzzed here: audio paths and ids through prepare, encode, manifests and decoded files.
-Elsewhere: words through run.pl (recipe/test_shell.py), ids through fix, split and
-combine (test_data_dir.py), ids made of file names (test_manifest.py), archives
-(test_packing.py), pickled weights (test_task.py), pickled arrays (test_scoring.py), and
-that nothing in the package evaluates, unpickles or gives a shell what it reads
-(test_imports.py).
+Pickles in arks are refused here by all that reads arks. Elsewhere: words through run.pl
+(recipe/test_shell.py), ids through fix, split and combine (test_data_dir.py), ids made
+of file names (test_manifest.py), archives (test_packing.py), pickled weights
+(test_task.py), pickled arrays (test_scoring.py), and that nothing in the package
+evaluates, unpickles or gives a shell what it reads (test_imports.py).
 """
 
 import inspect
 import json
+import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 
 import espnet2_slit
 from espnet2_slit import data_dir, decoding, features, templates
+from espnet2_slit.audio_io import AudioError
 from espnet2_slit.bin import slit_data
 from espnet2_slit.data_dir import DataDirError
 from espnet2_slit.manifest import from_manifest
@@ -198,3 +202,71 @@ def test_code_of_a_model_repository_runs_only_when_asked_for():
         text = path.read_text(encoding="utf-8")
         assert "trust_remote_code=True" not in text, path
         assert "trust_remote_code: true" not in text, path
+
+
+# ----------------------------------------------------------------- pickles in arks
+
+
+@pytest.fixture
+def pickled_ark(tmp_path):
+    """(place of an ark entry that makes a file when it is unpickled, that file)."""
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    ark = tmp_path / "evil.ark"
+    ark.write_bytes(b"x PKL" + pickle.dumps(Evil()))
+    return f"{ark}:2", tmp_path / "executed"
+
+
+def test_the_bait_works_in_an_unguarded_reader(pickled_ark):
+    place, executed = pickled_ark
+    pytest.importorskip("kaldiio", reason="omniio reads no pickles")
+    reader = f"import kaldiio; kaldiio.load_mat({place!r})"
+    subprocess.run([sys.executable, "-c", reader], check=False)
+    assert executed.exists()
+
+
+@pytest.mark.parametrize("form", ["{}", "tail -c +3 {} |"])
+def test_a_pickle_in_an_ark_is_no_audio(tmp_path, pickled_ark, capfd, form):
+    place, executed = pickled_ark
+    source = corpus(tmp_path, [("a", "a.wav"), ("b", "b.wav")])
+    value = form.format(place if form == "{}" else place.removesuffix(":2"))
+    (source / "wav.scp").write_text(f"a {source.parent}/wav/a.wav\nb {value}\n")
+    assert slit_data.main(["prepare", str(source), str(tmp_path / "out")]) == 0
+    assert data_dir.sample_ids(tmp_path / "out") == ["a"]
+    assert value in "".join(capfd.readouterr())
+    assert not executed.exists()
+
+
+def test_a_pickle_in_an_ark_is_not_encoded(tmp_path, pickled_ark, encoder):
+    place, executed = pickled_ark
+    source = corpus(tmp_path, [("a", "a.wav"), ("b", "b.wav")])
+    (source / "wav.scp").write_text(f"a {source.parent}/wav/a.wav\nb {place}\n")
+    work = features.plan(source, encoder.identity())
+    with pytest.raises(AudioError, match="evil.ark:2: no such audio file"):
+        features.encode(work, encoder, tmp_path / "encoded")
+    assert not executed.exists()
+
+
+def test_a_pickle_among_the_features_is_not_trained_on(
+    tmp_path, pickled_ark, train_command, tiny_features
+):
+    from espnet2_slit.task import SLITTask
+
+    place, executed = pickled_ark
+    shutil.copytree(tiny_features, tmp_path / "dump")
+    scp = tmp_path / "dump" / "train" / "feats.scp"
+    rows = [line.split()[0] for line in scp.read_text().splitlines()]
+    scp.write_text("".join(f"{key} {place}\n" for key in rows))
+    command = train_command("representation", tmp_path / "exp")
+    command = [
+        word.replace(str(tiny_features), str(tmp_path / "dump")) for word in command
+    ]
+    with pytest.raises(Exception, match="found a pickled object"):
+        SLITTask.main(cmd=command)
+    reader = features.FeatureReader(scp)  # decoding reads through this
+    with pytest.raises(features.FeatureCacheError, match="no feature matrix"):
+        reader[rows[0]]
+    assert not executed.exists()
