@@ -42,7 +42,7 @@ def recipe(tmp_path):
     return copy
 
 
-def run(script, *words, **variables):
+def run(script, *words, fails=False, **variables):
     """Runs a script; returns what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {"PATH": path, "PYTHONPATH": str(ROOT), **variables}
@@ -52,8 +52,8 @@ def run(script, *words, **variables):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr if fails else done.stdout
 
 
 def scores(folder):
@@ -210,3 +210,15 @@ def test_an_espnet_recipe_is_prepared_with_one_command(espnet_tree, tiny_parts):
     raw = recipe / "slit1" / "dump" / "raw"
     references = (raw / "test_evaluation" / "references").read_text()
     assert references.count("\n") == 60
+
+
+def test_captions_that_are_only_references_are_pointed_to_the_espnet_option(
+    recipe, tmp_path
+):
+    data = trees.clotho_recipe(tmp_path / "asr1" / "data")
+    words = ["--local_data_dir", data, "--train_set", "development_clotho"]
+    words += ["--valid_set", "validation", "--test_sets", "evaluation"]
+    out = run(recipe / "run.sh", *words, "--stop_stage", "1", fails=True)
+    assert f"{data}/validation has text_spk1, ... and no text" in out
+    assert f"espnet --from {data}" in out
+    assert not (recipe / "dump").exists()

@@ -233,6 +233,13 @@ stage_1() {
         [ -f "${datadir}/${set}/wav.scp" ] || die "no ${datadir}/${set}/wav.scp. There are:" \
             "$(find -L "${datadir}" -mindepth 2 -maxdepth 2 -name wav.scp | sort | xargs);" \
             "--train_set, --valid_set and --test_sets choose among them"
+        if [ -f "${datadir}/${set}/text_spk1" ] && [ ! -f "${datadir}/${set}/text" ]; then
+            die "${datadir}/${set} has text_spk1, ... and no text, as other ESPnet recipes keep" \
+                "captions: --local_data_opts 'espnet --from ${datadir} --train SET --valid SET" \
+                "--test ${set}' completes it (local/espnet_data.sh --help)"
+        fi
+    done
+    for set in $(sets); do
         # shellcheck disable=SC2086
         "${python}" -m espnet2_slit.bin.slit_data prepare "${datadir}/${set}" \
             "${dumpdir}/raw/${set}" --nj "${nj}" ${data_config}
