@@ -145,6 +145,41 @@ def test_public_corpora_go_through_all_stages(
     assert "Training" not in again and "Decoding" not in again
 
 
+@pytest.mark.slow
+def test_esc50_goes_by_held_out_fold_to_a_mean_of_the_folds(
+    recipe, tmp_path, tiny_parts, tiny_features, train_command
+):
+    esc50 = trees.esc50(tmp_path / "esc50", folds=3)
+    init = tmp_path / "init"  # in place of the mini system's Q-Former
+    subprocess.run(
+        [sys.executable, "-m", "espnet2_slit.bin.slit_train"]
+        + train_command("representation", init),
+        env=tiny_recipe.environment(PYTHONPATH=str(ROOT)),
+        check=True,
+    )
+    data = f"--epochs 1 --pairs 64 --valid_clips 2 --init {tiny_parts.beats}"
+    words = ["--esc50", esc50, "--folds", "1 2", "--config", "tiny", "--nj", "1"]
+    words += ["--init", init / "valid.loss.best.pth", "--data_args", data]
+    words += ["--score_args", "--report false --resamples 20 --tokenizer python"]
+    run(recipe / "run_esc50.sh", *words)
+    for fold, other in ((1, 2), (2, 1)):
+        exp = recipe / "exp" / f"esc50_fold{fold}_instruction"
+        assert "classification" in scores(exp)[f"test_fold{fold}"]
+        data = recipe / "data" / f"esc50_fold{fold}"
+        held_out = (data / f"test_fold{fold}" / "wav.scp").read_text()
+        assert f"/audio/{fold}-" in held_out and f"/audio/{other}-" not in held_out
+        for name in ("train_caption", "train_instruction", "valid_caption"):
+            assert f"/audio/{fold}-" not in (data / name / "wav.scp").read_text()
+        encoder = recipe / "downloads" / f"esc50_fold{fold}.pt"
+        assert encoder.read_bytes() != tiny_parts.beats.read_bytes()
+    assert (recipe / "downloads" / "esc50" / "language_model").is_dir()
+    rows = json.loads((recipe / "exp" / "esc50" / "scores.json").read_text())["scores"]
+    mean = [row for row in rows if row["set"] == "mean_of_2_folds"]
+    found = {row["task"] for row in mean if row["value"] is not None}
+    assert "classification" in found
+    assert (recipe / "exp" / "esc50" / "RESULTS.md").is_file()
+
+
 # ---------------------------------------------------------------- other ESPnet recipes
 
 

@@ -22,6 +22,7 @@ nj=2         # processes that check audio
 ngpu=0       # GPUs; the mini models need none
 config=esc50 # conf/train_<training stage>_<config>.yaml
 init=        # stage-2 model to go on from (default: the mini system's, trained if missing)
+data_args=   # more arguments of local/esc50_data.sh, e.g. "--epochs 40"
 score_args=  # more arguments of slit_score
 # End of options
 
@@ -54,7 +55,7 @@ for fold in ${folds}; do
         --expdir "${expdir}" --datadir "data/${name}" --dumpdir "dump/${name}" \
         --local_data_opts "esc50 --corpus $(realpath "${esc50}") --fold ${fold}
             --data_dir data/${name} --encoder downloads/${name}.pt
-            --parts downloads/${tag} --nj ${nj}" \
+            --parts downloads/${tag} --nj ${nj} ${data_args}" \
         --train_set train_caption --valid_set valid_caption \
         --instruction_train_set train_instruction --instruction_valid_set valid_instruction \
         --audio_encoder_path "downloads/${name}.pt" --language_model "downloads/${tag}/language_model" \

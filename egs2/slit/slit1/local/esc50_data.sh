@@ -19,6 +19,8 @@ encoder=        # where the trained encoder goes
 parts=          # where language_model/ and qformer_tokenizer/ go; made once for all folds
 init=downloads/mini/audio_encoder.pt # checkpoint it goes on from, made when it is missing
 epochs=20       # of the encoder's training
+pairs=8000      # sentences that the language model is trained on
+valid_clips=20  # clips whose loss is shown
 nj=2            # processes
 # End of options
 
@@ -40,10 +42,10 @@ data() { python3 -m espnet2_slit.bin.slit_data "$@"; }
 for kind in caption instruction; do
     data combine "${data_dir}/train_${kind}" "${work}/train_${kind}" "${work}/valid_${kind}"
     # Trained on as well: its loss shows that training goes on, it chooses nothing.
-    data subset "${work}/valid_${kind}" "${data_dir}/valid_${kind}" --count 20 --seed 0
+    data subset "${work}/valid_${kind}" "${data_dir}/valid_${kind}" --count "${valid_clips}" --seed 0
 done
 data subset "${work}/esc50_test" "${data_dir}/test_fold${fold}"
-OMP_NUM_THREADS=1 python3 local/mini_language_model.py --output-dir "${parts}" --pairs 8000 \
+OMP_NUM_THREADS=1 python3 local/mini_language_model.py --output-dir "${parts}" --pairs "${pairs}" \
     --data-dir "${work}/esc50_train" "${work}/esc50_valid"
 python3 local/train_encoder.py --data-dir "${work}/esc50_train" "${work}/esc50_valid" \
     --init "${init}" --output "${encoder}" --epochs "${epochs}"
