@@ -264,7 +264,8 @@ def test_a_pickle_among_the_features_is_not_trained_on(
     command = [
         word.replace(str(tiny_features), str(tmp_path / "dump")) for word in command
     ]
-    with pytest.raises(Exception, match="found a pickled object"):
+    refusal = "found a pickled object|Not a Kaldi object"  # ours, and omniio's own
+    with pytest.raises(Exception, match=refusal):
         SLITTask.main(cmd=command)
     reader = features.FeatureReader(scp)  # decoding reads through this
     with pytest.raises(features.FeatureCacheError, match="no feature matrix"):
