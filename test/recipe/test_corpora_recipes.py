@@ -200,17 +200,24 @@ def espnet_tree(tmp_path):
     return tree
 
 
-@pytest.mark.slow
-def test_captions_of_an_espnet_recipe_train_in_its_tree(espnet_tree, tiny_parts):
-    recipe = espnet_tree / "egs2" / "clotho_v2"
-    trees.clotho_recipe(recipe / "asr1" / "data")
-    run(RECIPE / "setup.sh", recipe / "slit1")
-    tiny_recipe.write_configs(recipe / "slit1" / "conf", epochs=1)
+@pytest.fixture
+def clotho_recipe(espnet_tree, tiny_parts):
+    """slit1 beside that tree's clotho_v2/asr1, and the options that take its data."""
+    corpus = espnet_tree / "egs2" / "clotho_v2"
+    trees.clotho_recipe(corpus / "asr1" / "data")
+    run(RECIPE / "setup.sh", corpus / "slit1")
+    tiny_recipe.write_configs(corpus / "slit1" / "conf", epochs=1)
     data = "espnet --from ../asr1/data --train development_clotho"
     data += " --valid validation --test evaluation"
-    words = ["--local_data_opts", data, *tiny_recipe.options(tiny_parts), "--tag", "x"]
-    run(recipe / "slit1" / "run.sh", *words, "--stop_stage", "6")
-    assert scores(recipe / "slit1" / "exp" / "x_instruction") == {
+    words = ["--local_data_opts", data, *tiny_recipe.options(tiny_parts)]
+    return corpus / "slit1", words
+
+
+@pytest.mark.slow
+def test_captions_of_an_espnet_recipe_train_in_its_tree(espnet_tree, clotho_recipe):
+    recipe, words = clotho_recipe
+    run(recipe / "run.sh", *words, "--tag", "x", "--stop_stage", "6")
+    assert scores(recipe / "exp" / "x_instruction") == {
         "test_evaluation": {"caption", "retrieval"}
     }
     assert len((espnet_tree / "calls").read_text().split()) >= 5  # its run.pl ran it
@@ -229,20 +236,14 @@ def test_labels_of_an_espnet_recipe_train_anywhere(tmp_path, tiny_parts):
     assert scores(recipe / "exp" / "x_instruction") == {"test_val1": {"classification"}}
 
 
-def test_an_espnet_recipe_is_prepared_with_one_command(espnet_tree, tiny_parts):
-    recipe = espnet_tree / "egs2" / "clotho_v2"
-    trees.clotho_recipe(recipe / "asr1" / "data")
-    run(RECIPE / "setup.sh", recipe / "slit1")
-    tiny_recipe.write_configs(recipe / "slit1" / "conf", epochs=1)
-    data = "espnet --from ../asr1/data --train development_clotho"
-    data += " --valid validation --test evaluation"
-    words = ["--local_data_opts", data, *tiny_recipe.options(tiny_parts)]
+def test_an_espnet_recipe_is_prepared_with_one_command(clotho_recipe):
+    recipe, words = clotho_recipe
     words += ["--stop_stage", "1", "--cache_features", "false"]
-    out = run(recipe / "slit1" / "run.sh", *words)
+    out = run(recipe / "run.sh", *words)
     assert "data/train_caption: 12 rows read, 12 kept" in out
     assert "data/valid_caption: 60 rows read, 60 kept" in out  # five captions a clip
     assert "data/test_evaluation: 12 rows read, 12 kept" in out
-    raw = recipe / "slit1" / "dump" / "raw"
+    raw = recipe / "dump" / "raw"
     references = (raw / "test_evaluation" / "references").read_text()
     assert references.count("\n") == 60
 
