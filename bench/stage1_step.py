@@ -21,8 +21,8 @@ products run among them; their rate is the limit of what the machine can do.
     python bench/stage1_step.py --batch 4 --only slit transformers --rounds 3
     python bench/stage1_step.py --lavis ~/LAVIS --device cuda --output gpu.json
 
-Memory is measured in a process of its own for each contestant: the peak during a step
-above what the process holds between steps.
+Memory is the peak during a step above what is held between steps; on a CPU it is
+measured in a process of its own for each contestant.
 """
 
 import argparse
@@ -197,8 +197,12 @@ def count_flops(family: Family, batch: dict) -> float:
     return float(counter.get_total_flops())
 
 
-def peak_extra_mb(name: str) -> float:
-    """Peak memory of a step above the level between steps, in a fresh process."""
+def peak_extra_mb(name: str, args: argparse.Namespace) -> float:
+    """Peak memory of a step above the level between steps."""
+    if args.device == "cuda":  # counts its tensors by itself
+        extra = measure_memory(name, args)
+        torch.cuda.empty_cache()
+        return extra
     command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -206,8 +210,8 @@ def peak_extra_mb(name: str) -> float:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_memory(name: str, args: argparse.Namespace) -> None:
-    """The child process of `peak_extra_mb`; writes a number to stdout."""
+def measure_memory(name: str, args: argparse.Namespace) -> float:
+    """`peak_extra_mb` in this process."""
     name, _, mode = name.partition("_")
     family = Family(name, args)
     batch = make_batch(args, args.batch)
@@ -223,7 +227,7 @@ def measure_memory(name: str, args: argparse.Namespace) -> None:
         before = _status_kb("VmRSS")
         family.step(batch, mode)
         extra = (_status_kb("VmHWM") - before) * 1024
-    print(json.dumps(extra / 2**20))
+    return extra / 2**20
 
 
 def _status_kb(key: str) -> int:
@@ -238,14 +242,16 @@ def main() -> None:
     args = get_parser().parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        measure_memory(args.memory_of, args)
+        print(json.dumps(measure_memory(args.memory_of, args)))
         return
     names = args.only or [n for n in CONTESTANTS if args.lavis or "lavis" not in n]
     if any("lavis" in name for name in names) and not args.lavis:
         raise SystemExit("give --lavis DIR, a checkout of salesforce/LAVIS")
     family_names = list(dict.fromkeys(name.split("_")[0] for name in names))
     difference = check_equal(family_names, args)
-    memory = {} if args.no_memory else {name: peak_extra_mb(name) for name in names}
+    memory = {}
+    if not args.no_memory:
+        memory = {name: peak_extra_mb(name, args) for name in names}
 
     batch = make_batch(args, args.batch)
     families = {name: Family(name, args) for name in family_names}

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What a full-size config costs: parameters, memory, and the time of one CPU step.
+"""What a full-size config costs: parameters, memory, and the time of a training step.
 
-    python tools/dry_run.py                        all of conf/full
+    python tools/dry_run.py                        all of conf/full, one CPU step each
     python tools/dry_run.py train_generative_flan_t5_xl.yaml --batch 2
+    python tools/dry_run.py --device cuda --batch 64 --steps 10 --limit_gib 70
 
 Nothing is downloaded: sizes are in architectures.json, nothing is trained. Language
 models and Q-Formers are counted on the meta device. Activations are measured: the bytes
@@ -49,6 +50,10 @@ def main() -> None:
         "--limit_gib", type=float, default=20.0, help="memory a timed step may take"
     )
     parser.add_argument("--no_step", action="store_true", help="count, do not time")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument(
+        "--steps", type=int, default=1, help="timed, after one to warm up"
+    )
     parser.add_argument(
         "--language_model", default="", help="another one of architectures.json"
     )
@@ -244,9 +249,9 @@ def _tensors(module: torch.nn.Module):
     yield from module.buffers()
 
 
-def autocast(plan: Plan):
-    """The config's number format, on the CPU."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=plan.amp)
+def autocast(plan: Plan, device: str = "cpu"):
+    """The config's number format."""
+    return torch.autocast(device, torch.bfloat16, enabled=plan.amp)
 
 
 def kept_bytes(plan: Plan, compute, modules) -> int:
@@ -339,24 +344,39 @@ def available_bytes() -> int:
     raise RuntimeError("/proc/meminfo has no MemAvailable")
 
 
-def step_seconds(plan: Plan, batch: int, seconds: float) -> tuple[float, float]:
-    """Wall and CPU seconds of one training step, after one to warm up."""
-    model = plan.model().train()
+def available_gpu_bytes() -> int:
+    """Memory that the GPU could give now."""
+    return torch.cuda.mem_get_info()[0]
+
+
+def step_seconds(
+    plan: Plan, batch: int, seconds: float, device: str = "cpu", steps: int = 1
+) -> tuple[float, float, int]:
+    """Wall and CPU seconds of a training step, and the peak of a GPU's memory in it.
+
+    The mean of some steps after one to warm up.
+    """
+    with torch.device(device):
+        model = plan.model().train()
+        inputs = batch_of(plan, batch, seconds)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, fused=True)
-    inputs = batch_of(plan, batch, seconds)
-    times = []
-    for _ in range(2):
-        wall, cpu = time.perf_counter(), time.process_time()
-        with autocast(plan):
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for number in range(1 + steps):
+        if number == 1:
+            wait()
+            wall, cpu = time.perf_counter(), time.process_time()
+        with autocast(plan, device):
             loss = model(**inputs)[0]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wait()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if not torch.isfinite(loss):
         raise RuntimeError(f"the loss of the step is {loss.item()}")
-    return times[-1]
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return wall / steps, cpu / steps, peak
 
 
 # ------------------------------------------------------------------------ reporting
@@ -415,28 +435,43 @@ def report(file: Path, options: argparse.Namespace) -> None:
 
 def print_step(plan: Plan, options: argparse.Namespace, need: float) -> None:
     """Time a step if it fits, or say why not."""
-    label = f"CPU step, {options.batch} clips of {options.seconds:g} s"
-    room = min(options.limit_gib * GIB, available_bytes())
+    on_gpu = options.device == "cuda"
+    kind = "GPU" if on_gpu else "CPU"
+    label = f"{kind} step, {options.batch} clips of {options.seconds:g} s"
+    room = available_gpu_bytes() if on_gpu else available_bytes()
+    room = min(options.limit_gib * GIB, room)
     if options.no_step:
         line(label, "not run: --no_step")
     elif need > room:
         line(label, f"not run: needs {need / GIB:.1f} GiB, has {room / GIB:.1f}")
     else:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         with _quiet():
-            wall, cpu = step_seconds(plan, options.batch, options.seconds)
+            wall, cpu, peak = step_seconds(
+                plan, options.batch, options.seconds, options.device, options.steps
+            )
         threads = torch.get_num_threads()
-        line(label, f"{wall:.1f} s, {cpu:.1f} CPU seconds ({threads} threads)")
+        if on_gpu:
+            rate, name = options.batch / wall, torch.cuda.get_device_name()
+            line(label, f"{wall:.3f} s, {rate:.0f} clips a second ({name})")
+            line("peak memory of that step", f"{peak / GIB:.1f} GiB")
+        else:
+            line(label, f"{wall:.1f} s, {cpu:.1f} CPU seconds ({threads} threads)")
     if plan.stage == "representation" and not options.no_step:
         with _quiet(), tempfile.TemporaryDirectory() as folder:
-            encoder = plan.encoder(folder)
+            encoder = plan.encoder(folder).to(options.device)
             samples = int(options.seconds * encoder.sample_rate)
-            speech = torch.randn(options.batch, samples) * 0.1
-            start = time.perf_counter()
-            frames = encoder(speech, torch.full((options.batch,), samples))[0]
-            wall = time.perf_counter() - start
+            speech = torch.randn(options.batch, samples, device=options.device) * 0.1
+            lengths = torch.full((options.batch,), samples)
+            for _ in range(1 + on_gpu):  # a GPU's first call takes long
+                start = time.perf_counter()
+                frames = encoder(speech, lengths)[0]
+                frames[0, 0, 0].item()  # waits for the device
+                wall = time.perf_counter() - start
         line(
-            f"CPU encoding, {options.batch} clips",
-            f"{wall:.1f} s, {frames.shape[1]} frames",
+            f"{kind} encoding, {options.batch} clips",
+            f"{wall:.2f} s, {frames.shape[1]} frames",
         )
 
 
