@@ -38,12 +38,9 @@ TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 LOCAL_KEYS = (
     "output_dir",
     "config",
-    "train_data_path_and_name_and_type",
-    "valid_data_path_and_name_and_type",
     "train_shape_file",
     "valid_shape_file",
     "init_param",
-    "initialized_from",
     "qformer_init",
     "dist_init_method",
     "dist_master_addr",
@@ -568,6 +565,11 @@ def _copy_folder(source, target, suffixes=None):
             shutil.copyfile(file, target / file.name)
 
 
+def _last_names(path):
+    """Folder and name of a file, without where that folder is."""
+    return "/".join(Path(path).parts[-2:])
+
+
 def portable_config(config, packed):
     """A training configuration without the paths of the machine it ran on.
 
@@ -583,6 +585,13 @@ def portable_config(config, packed):
         if config.get(key):
             config[key] = [] if isinstance(config[key], list) else None
     config["output_dir"] = "."
+    # What it was trained on and started from, by name: "train_caption/text"
+    for key in ("train", "valid"):
+        key = f"{key}_data_path_and_name_and_type"
+        rows = config.get(key) or []
+        config[key] = [[_last_names(row[0]), *row[1:]] for row in rows]
+    started = config.get("initialized_from") or []
+    config["initialized_from"] = [_last_names(str(one)) for one in started]
 
     def place(key, value):
         if key in packed:

@@ -111,7 +111,7 @@ def _part(config: dict, model_file: Path) -> dict:
 
 
 def _sets(config: dict, split: str) -> Iterator[str]:
-    """Names of the data directories of a training; archives do not hold them."""
+    """Names of the data directories of a training."""
     rows = config.get(f"{split}_data_path_and_name_and_type") or []
     seen = set()
     for row in rows:

@@ -18,6 +18,7 @@ import yaml
 from espnet2_slit import packing
 from espnet2_slit.bin import slit_pack
 from espnet2_slit.inference import SLIT, InferenceError
+from espnet2_slit.system_info import describe_source
 
 SHORT = {"max_new_tokens": 6, "num_beams": 2}
 
@@ -164,6 +165,25 @@ def test_archive_holds_results_card_and_identities(whole, tiny_parts):
     frozen = json.loads(read(whole, "slit.json"))["frozen"]
     assert frozen["audio_encoder"]["fingerprint"] == fingerprint(tiny_parts.beats)
     assert frozen["language_model"]["included"] is True
+
+
+def test_archive_says_what_was_trained_on(folder, tmp_path):
+    recipe = tmp_path / "home of somebody" / "exp"
+    shutil.copytree(folder.parent, recipe)
+    config_file = recipe / "tiny_instruction" / "config.yaml"
+    config = yaml.safe_load(config_file.read_text())
+    for part, name in (("train", "train_qa"), ("valid", "valid_qa")):
+        rows = [[f"{tmp_path}/dump/beats/{name}/{file}", file, "text"] for file in "ab"]
+        config[f"{part}_data_path_and_name_and_type"] = rows
+    config["initialized_from"] = [str(recipe / "tiny_generative" / "best.pth")]
+    config_file.write_text(yaml.safe_dump(config))
+
+    archive = packing.pack(recipe / "tiny_instruction", tmp_path / "slit.zip")
+    part = describe_source(archive)["parts"]["generator"]
+    assert part["trained_on"] == ["train_qa"]
+    assert part["validated_on"] == ["valid_qa"]
+    assert part["initialized_from"] == ["tiny_generative/best.pth"]
+    assert str(tmp_path) not in read(archive, "generator/config.yaml")
 
 
 def test_changed_frozen_part_is_refused(whole, tmp_path, tiny_parts):
