@@ -485,6 +485,9 @@ class QFormer(nn.Module):
         max_windows: windows a clip may have; above 1 frames get a learned window
             position after their norm (zero at the start).
         frames_per_window: frames of one encoder window; needed if max_windows > 1.
+        frame_position: scale of sinusoids that tell the place of each frame in its
+            clip, added after the frames' norm; 0: none, as in BLIP-2. Attention sees
+            frames as a set: what came first is lost unless the encoder's frames say.
         text_branch: text embeddings and text feed-forwards. Off for queries alone
             (generative training); instructions need it.
         language_head: vocabulary prediction for `forward_generation`; None: as
@@ -515,6 +518,7 @@ class QFormer(nn.Module):
         bos_id: int | None = None,
         max_windows: int = 1,
         frames_per_window: int = 0,
+        frame_position: float = 0.0,
         text_branch: bool = True,
         language_head: bool | None = None,
         gradient_checkpointing: bool = False,
@@ -561,6 +565,11 @@ class QFormer(nn.Module):
             nn.Parameter(torch.zeros(max_windows, encoder_width))
             if max_windows > 1
             else None
+        )
+        # part of the weights, so that no stage goes on from them without it
+        self.register_buffer(
+            "frame_position",
+            torch.tensor(float(frame_position)) if frame_position else None,
         )
         self.embedding = (
             TextEmbedding(vocab_size, width, max_text_length, pad_id)
@@ -638,6 +647,9 @@ class QFormer(nn.Module):
         normalised = F.layer_norm(
             frames.to(exact), (self.encoder_width,), eps=FRAME_NORM_EPS
         )
+        if self.frame_position is not None:
+            places = _sinusoids(longest, self.encoder_width, frames.device)
+            normalised = normalised + (self.frame_position * places).to(exact)
         kind = frames.device.type
         if torch.is_autocast_enabled(kind):  # cast once instead of once per layer
             dtype = torch.get_autocast_dtype(kind)
@@ -947,6 +959,14 @@ class QFormer(nn.Module):
             )
         device = self.window_position.device
         return torch.arange(longest, device=device) // self.frames_per_window
+
+
+def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """(T, D_a) sines and cosines of a frame's place, wavelengths 2 pi to 20,000 pi."""
+    places = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+    steps = torch.arange(0, width, 2, device=device) / width
+    angles = places * 10000.0**-steps
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
 
 
 def _append_window(frames: Tensor, window: Tensor | None, windows: int) -> Tensor:

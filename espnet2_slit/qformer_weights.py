@@ -198,12 +198,9 @@ def load_pretrained_qformer(
             + ", ".join(ENCODER_SIDE)
             + ")."
         )
-    targets = dict(qformer.named_parameters())
-    if heads is not None:
-        targets |= {f"heads.{n}": p for n, p in heads.named_parameters()}
     with torch.no_grad():
         for name, tensor in accepted.items():
-            targets[name].copy_(tensor)
+            wanted[name].copy_(tensor)  # it shares the model's memory
     report.loaded = sorted(accepted)
     logger.info("%s", report)
     return report
@@ -323,6 +320,8 @@ def qformer_sizes(weights: dict[str, Tensor], heads: int | None = None) -> dict:
         sizes["max_text_length"] = weights["embedding.position.weight"].size(0)
     if "window_position" in weights:
         sizes["max_windows"] = weights["window_position"].size(0)
+    if "frame_position" in weights:
+        sizes["frame_position"] = float(weights["frame_position"])
     return sizes
 
 
@@ -579,8 +578,8 @@ def _fit_text(
 
 def _always_missing(name: str, kind: str, has_heads: bool) -> str | None:
     """Why the source cannot be expected to have this weight of ours, or None."""
-    if name == "window_position":
-        return "no source knows windows"
+    if name in ("window_position", "frame_position"):
+        return "no source knows windows or places"
     if name.startswith("heads.") and not has_heads:
         return "the source has no heads"
     if name == "heads.temperature.value" and kind == "transformers":

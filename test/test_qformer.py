@@ -306,6 +306,33 @@ def test_window_position_tells_windows_apart_and_starts_at_zero():
         windowed.read_frames(torch.zeros(1, 13, ENCODER_WIDTH), torch.tensor([13]))
 
 
+def test_frame_position_tells_what_came_first():
+    frames, lengths = torch.randn(2, 11, ENCODER_WIDTH), torch.tensor([11, 11])
+    read, backwards = (frames, lengths), (frames.flip(1), lengths)
+    for scale, same in ((0.0, True), (0.5, False)):
+        qformer = tiny_qformer(frame_position=scale).eval()
+        hidden = qformer.forward_queries(qformer.read_frames(*read)).hidden
+        turned = qformer.forward_queries(qformer.read_frames(*backwards)).hidden
+        assert torch.allclose(hidden, turned, atol=1e-5) == same
+    # key of frame t = projection of LayerNorm(frame) + gain * sinusoids of t
+    place = torch.arange(11.0)[:, None] / 10000 ** (torch.arange(10) / 10)
+    sinusoids = torch.stack((place.sin(), place.cos()), -1).flatten(1)
+    norm, key = qformer.frame_norm, qformer.layers[2].cross_attention.key
+    expected = key(norm(frames) + 0.5 * sinusoids * norm.weight)
+    memory = qformer.read_frames(*read)
+    torch.testing.assert_close(
+        memory.keys[1], expected.view(2, 11, 4, 6).transpose(1, 2), rtol=0, atol=1e-5
+    )
+
+
+def test_frame_position_is_asked_for_by_the_weights():
+    placed, plain = tiny_qformer(frame_position=0.5), tiny_qformer()
+    with pytest.raises(RuntimeError, match="frame_position"):
+        plain.load_state_dict(placed.state_dict())
+    with pytest.raises(RuntimeError, match="frame_position"):
+        placed.load_state_dict(plain.state_dict())
+
+
 def long_batch() -> dict:
     """Enough frames that folding pays: 33 (24 - 4 * 3) > 4 * 3 * 24."""
     batch = tiny_batch()
@@ -313,14 +340,19 @@ def long_batch() -> dict:
     return batch | {"frames": frames, "frame_lengths": lengths}
 
 
-@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize(("windows", "position"), [(1, 0.0), (3, 0.0), (3, 1.0)])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("instructed", [False, True])
 def test_frames_read_by_folded_projections_give_the_same_values_and_gradients(
-    windows, dropout, instructed
+    windows, position, dropout, instructed
 ):
     batch = long_batch()
-    sizes = dict(max_windows=windows, frames_per_window=11, dropout=dropout)
+    sizes = dict(
+        max_windows=windows,
+        frames_per_window=11,
+        frame_position=position,
+        dropout=dropout,
+    )
     qformer = tiny_qformer(**sizes).double().train()
     text = (batch["text"], batch["text_lengths"]) if instructed else ()
     found = []

@@ -283,12 +283,13 @@ def test_transformers_instructblip_in_shards(tmp_path):
 
 
 def test_export_and_import_give_everything_back(tmp_path):
-    theirs = tiny_qformer(seed=1, max_windows=2, frames_per_window=5)
+    more = dict(max_windows=2, frames_per_window=5, frame_position=0.5)
+    theirs = tiny_qformer(seed=1, **more)
     their_heads = tiny_heads(seed=1)
     export_to_transformers(theirs, tmp_path / "folder", their_heads)
     names = set(load_file(tmp_path / "folder" / EXTRA_FILE))
     assert {"slit.query_tokens", "slit.frame_norm.weight"} <= names
-    qformer = tiny_qformer(max_windows=2, frames_per_window=5)
+    qformer = tiny_qformer(**more | {"frame_position": 0.25})
     heads = tiny_heads()
     report = load_pretrained_qformer(qformer, tmp_path / "folder", heads)
     assert not report.initialised and not report.left
