@@ -234,8 +234,11 @@ class LanguageModel(nn.Module):
         seeded = options.do_sample and options.seed is not None
         devices = [embedded.device] if embedded.is_cuda else []
         with torch.random.fork_rng(devices, enabled=seeded):
-            if seeded:
-                torch.manual_seed(options.seed)
+            if seeded:  # torch.manual_seed would seed devices that are not in use, too
+                torch.default_generator.manual_seed(options.seed)
+                for device in devices:
+                    index = device.index
+                    torch.cuda.default_generators[index].manual_seed(options.seed)
             ids = self.frozen.module.generate(
                 inputs_embeds=embedded,
                 attention_mask=used.long(),

@@ -286,11 +286,12 @@ class Temperature(nn.Module):
                 f"lowest {lowest}, initial {initial}, highest {highest}"
             )
         self.lowest, self.highest = lowest, highest
-        self.value = nn.Parameter(torch.tensor(float(initial)))
+        # one dimension: DeepSpeed cannot broadcast scalars in bfloat16
+        self.value = nn.Parameter(torch.tensor([float(initial)]))
 
     def forward(self) -> Tensor:
         """Scalar in [lowest, highest]."""
-        return _Bounded.apply(self.value, self.lowest, self.highest)
+        return _Bounded.apply(self.value.squeeze(0), self.lowest, self.highest)
 
 
 class _Bounded(torch.autograd.Function):

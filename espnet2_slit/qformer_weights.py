@@ -476,6 +476,9 @@ def _to_our_names(
         given[joint] = torch.cat([three[p] for p in _QUERY_KEY_VALUE])
     if "query_tokens" in given:
         given["query_tokens"] = given["query_tokens"].flatten(0, -2)
+    if "heads.temperature.value" in given:  # a scalar in LAVIS
+        value = given["heads.temperature.value"]
+        given["heads.temperature.value"] = value.reshape(1)
     _check_tied(given, tied)
     return given, left, notes
 

@@ -99,7 +99,7 @@ def step(golden, tmp_path_factory):
         "targets": targets,
         "text_lengths": text_lengths,
         "query_tokens": qformer.query_tokens.grad,
-        "temperature": heads.temperature.value.grad,
+        "temperature": heads.temperature.value.grad[0],
     }
 
 

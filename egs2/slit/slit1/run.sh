@@ -21,6 +21,7 @@ manifest=           # CSV or JSONL of your own data instead of the mini corpus
 tag=                # name of the experiments (default: mini, or the manifest's name)
 nj=2                # processes that make and check audio
 ngpu=0              # GPUs; the mini models need none
+threads=            # CPU threads of a training (default: 2 where there are 2 cores)
 config=mini         # conf/train_<training stage>_<config>.yaml
 audio_encoder_path= # default: the mini encoder, made when it is missing
 language_model=     # default: the mini language model, made when it is missing
@@ -33,7 +34,9 @@ qformer_tokenizer=  # default: the mini tokenizer
 next_script=slit.sh
 parse_known_options "$@"
 
-options=(--nj "${nj}" --encode_nj 1 --ngpu "${ngpu}" --config "${config}"
+if [ -z "${threads}" ]; then threads=$(($(nproc) > 1 ? 2 : 1)); fi
+options=(--nj "${nj}" --encode_nj 1 --inference_nj "${nj}" --train_threads "${threads}"
+    --ngpu "${ngpu}" --config "${config}"
     --train_set train_caption --valid_set valid_caption
     --instruction_train_set train_instruction --instruction_valid_set valid_instruction
     --audio_encoder_path "${audio_encoder_path:-downloads/mini/audio_encoder.pt}"

@@ -24,8 +24,8 @@ valid_set=valid_caption         # captions that choose the best epoch
 test_sets="test_caption test_caption_unseen" # sets with captions
 language_model=downloads/mini/language_model # whose sizes and tokenizer the captioner takes
 qformer_tokenizer=downloads/mini/qformer_tokenizer # of the dual encoder's text tower
-dual_encoder_epochs=3           # as SLIT's stage 1
-captioner_epochs=8              # as SLIT's three stages together
+dual_encoder_epochs=2           # as SLIT's stage 1
+captioner_epochs=6              # as SLIT's three stages together
 python=python3                  # Python of the project's environment
 # End of options
 

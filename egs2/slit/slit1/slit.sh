@@ -30,6 +30,7 @@ host=                   # train on these through ssh, e.g. "host1:0:1,host2" (no
 nj=4                    # processes that check audio; encoding jobs without a GPU
 encode_nj=              # encoding jobs (default: ngpu, or nj without a GPU)
 inference_nj=1          # decoding jobs
+train_threads=          # CPU threads of a training (default: OMP_NUM_THREADS, else 1)
 gpu_inference=true      # decode on a GPU if ngpu is not 0
 python=python3          # Python of the jobs, usually the one that path.sh finds
 #   Data
@@ -80,7 +81,8 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 . "${here}/utils/stages.sh"
 parse_options "$@"
 
-for number in "${stage}" "${stop_stage}" "${ngpu}" "${nj}" "${num_nodes}" "${inference_nj}"; do
+for number in "${stage}" "${stop_stage}" "${ngpu}" "${nj}" "${num_nodes}" "${inference_nj}" \
+    "${train_threads:-1}"; do
     [[ ${number} =~ ^[0-9]+$ ]] || usage_error "expected a number, found '${number}'"
 done
 if [ "${stage}" -lt 1 ] || [ "${stop_stage}" -lt "${stage}" ] || [ "${stop_stage}" -gt 8 ]; then
@@ -348,7 +350,8 @@ train() {
         launch=(--num_nodes "${num_nodes}")
     fi
     log "Training ${name}: ${exp}/train.log"
-    follow "${exp}/train.log" "${python}" -m espnet2.bin.launch \
+    OMP_NUM_THREADS=${train_threads:-${OMP_NUM_THREADS}} \
+        follow "${exp}/train.log" "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "${exp}/train.log")" --log "${exp}/train.log" \
         --ngpu "${ngpu}" "${launch[@]}" --init_file_prefix "${exp}/.dist_init_" \
         --multiprocessing_distributed true -- "${job[@]}"

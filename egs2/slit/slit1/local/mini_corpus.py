@@ -922,7 +922,7 @@ def write_data_dirs(splits, seed, data_dir, audio):
         write_data_dir(data_dir / name, samples, audio, info)
         name = f"{split}_instruction"
         samples = _instruction_samples(
-            scenes, seed, questions_per_scene=4, captions_per_scene=1
+            scenes, seed, questions_per_scene=3, captions_per_scene=2
         )
         info = _info(name, split, "captions, questions, class names", [])
         write_data_dir(data_dir / name, samples, audio, info)
@@ -1122,7 +1122,7 @@ def main():
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--audio-dir", type=Path, default=Path("downloads/mini/audio"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--train", type=int, default=2400, help="training clips")
+    parser.add_argument("--train", type=int, default=2800, help="training clips")
     parser.add_argument("--valid", type=int, default=160)
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--test-unseen", type=int, default=200)

@@ -23,7 +23,7 @@ parse_options "$@"
 . ./path.sh
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
 
-log "Mini corpus (2,400 training clips), audio encoder and language model:" \
+log "Mini corpus (2,800 training clips), audio encoder and language model:" \
     "about 5 minutes on two cores, 200 MB in ${download_dir}"
 mkdir -p "${download_dir}"
 
