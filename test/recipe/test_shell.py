@@ -441,7 +441,7 @@ def test_baselines_are_trained_predicted_scored_and_compared_in_turn(new_recipe)
     assert len(commands) == len(words)
     for command, expected in zip(commands, words, strict=True):
         assert expected in command
-    assert "--max_epoch 3" in commands[0] and "--max_epoch 8" in commands[1]
+    assert "--max_epoch 2" in commands[0] and "--max_epoch 6" in commands[1]
     code, out, _ = shell(script, "--python", recorder, cwd=new_recipe)
     assert code == 0 and out.count("is trained") == 2
     again = (new_recipe / "commands").read_text().splitlines()[len(commands) :]
