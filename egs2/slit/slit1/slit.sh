@@ -350,8 +350,8 @@ train() {
         launch=(--num_nodes "${num_nodes}")
     fi
     log "Training ${name}: ${exp}/train.log"
-    OMP_NUM_THREADS=${train_threads:-${OMP_NUM_THREADS}} \
-        follow "${exp}/train.log" "${python}" -m espnet2.bin.launch \
+    OMP_NUM_THREADS=${train_threads:-${OMP_NUM_THREADS}} follow "${exp}/train.log" \
+        "${python}" -m espnet2.bin.launch \
         --cmd "${cuda_cmd} --name $(printf %q "${exp}/train.log")" --log "${exp}/train.log" \
         --ngpu "${ngpu}" "${launch[@]}" --init_file_prefix "${exp}/.dist_init_" \
         --multiprocessing_distributed true -- "${job[@]}"
