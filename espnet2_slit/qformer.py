@@ -648,7 +648,7 @@ class QFormer(nn.Module):
             frames.to(exact), (self.encoder_width,), eps=FRAME_NORM_EPS
         )
         if self.frame_position is not None:
-            places = _sinusoids(longest, self.encoder_width, frames.device)
+            places = sinusoids(longest, self.encoder_width, frames.device)
             normalised = normalised + (self.frame_position * places).to(exact)
         kind = frames.device.type
         if torch.is_autocast_enabled(kind):  # cast once instead of once per layer
@@ -961,7 +961,7 @@ class QFormer(nn.Module):
         return torch.arange(longest, device=device) // self.frames_per_window
 
 
-def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
     """(T, D_a) sines and cosines of a frame's place, wavelengths 2 pi to 20,000 pi."""
     places = torch.arange(length, device=device, dtype=torch.float32)[:, None]
     steps = torch.arange(0, width, 2, device=device) / width

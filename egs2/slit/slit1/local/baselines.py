@@ -39,6 +39,7 @@ from espnet2_slit.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
+from espnet2_slit.qformer import sinusoids
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()
@@ -64,19 +65,23 @@ class AudioInput(nn.Module):
     Args:
         encoder_width: D_a.
         width: of the result.
+        frame_position: see QFormer.
     """
 
     step = 8
 
-    def __init__(self, encoder_width, width):
+    def __init__(self, encoder_width, width, frame_position=0.0):
         super().__init__()
+        self.frame_position = frame_position
         self.norm = nn.LayerNorm(encoder_width)
         self.convolution = nn.Conv1d(encoder_width, width, self.step, self.step)
 
     def forward(self, frames, lengths):
         """(B, T, D_a), (B,) -> (B, T', width), (B, T') bool, True: there is audio."""
         heard = valid_positions(lengths, frames.size(1))
-        frames = self.norm(frames) * heard[..., None]
+        places = sinusoids(frames.size(1), frames.size(2), frames.device)
+        frames = self.norm(frames) + self.frame_position * places
+        frames = frames * heard[..., None]
         frames = F.pad(frames, (0, 0, 0, -frames.size(1) % self.step))
         hidden = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
         steps = (lengths + self.step - 1) // self.step
@@ -99,6 +104,7 @@ class DualEncoder(SLITModel):
         feed_forward: of both towers.
         max_text_length: positions of the text tower.
         dropout: of both towers.
+        frame_position: places of the frames, as the Q-Former gets them.
         joint_width: E.
         temperature: start value, learned.
         label_smoothing: of the loss.
@@ -119,6 +125,7 @@ class DualEncoder(SLITModel):
         feed_forward=3072,
         max_text_length=512,
         dropout=0.1,
+        frame_position=0.0,
         joint_width=256,
         temperature=0.07,
         label_smoothing=0.1,
@@ -128,7 +135,7 @@ class DualEncoder(SLITModel):
         from transformers import BertConfig, BertModel
 
         self.label_smoothing = label_smoothing
-        self.audio_input = AudioInput(encoder_width, width)
+        self.audio_input = AudioInput(encoder_width, width, frame_position)
         self.audio_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, feed_forward, dropout, "gelu", batch_first=True
