@@ -33,6 +33,7 @@ from espnet2_slit.inference import (
     top_indices,
     wanted_pairs,
 )
+from espnet2_slit.qformer import sinusoids
 
 PARTS = "captions", "ranking", "reranking"
 
@@ -138,6 +139,9 @@ def plain_transformers(slit, clips, options, folder):
         for i in range(len(clips)):
             frames = torch.from_numpy(clips.load(i))[None].to(slit.device)
             normed = ours.frame_norm(frames)
+            if ours.frame_position is not None:
+                places = sinusoids(*frames.shape[1:], frames.device)
+                normed = normed + ours.frame_position * places * ours.frame_norm.weight
             if ours.window_position is not None:
                 window = torch.arange(frames.shape[1]) // ours.frames_per_window
                 normed = normed + ours.window_position[window.to(slit.device)]
