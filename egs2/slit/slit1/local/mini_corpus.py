@@ -33,7 +33,9 @@ import soundfile
 from espnet2_slit.templates import TEMPLATES, instruction
 
 LOGGER = logging.getLogger("mini")
-VERSION = 1  # raise it when the same seed would give another corpus
+VERSION = 1  # of the audio: raise it when the same seed would give other sounds
+# Samples of a clip in the instruction sets, beside its class name.
+INSTRUCTION_MIX = {"questions_per_scene": 3, "captions_per_scene": 2}
 SAMPLE_RATE = 16000
 MAX_DURATION_S = 4.0
 MIN_DURATION_S = 2.0
@@ -921,9 +923,7 @@ def write_data_dirs(splits, seed, data_dir, audio):
         info = _info(name, split, "five captions a clip", [])
         write_data_dir(data_dir / name, samples, audio, info)
         name = f"{split}_instruction"
-        samples = _instruction_samples(
-            scenes, seed, questions_per_scene=3, captions_per_scene=2
-        )
+        samples = _instruction_samples(scenes, seed, **INSTRUCTION_MIX)
         info = _info(name, split, "captions, questions, class names", [])
         write_data_dir(data_dir / name, samples, audio, info)
 
