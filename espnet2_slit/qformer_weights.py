@@ -299,7 +299,7 @@ def qformer_sizes(weights: dict[str, Tensor], heads: int | None = None) -> dict:
         if n.endswith("cross_attention.key.weight")
     )
     up = next(t for n, t in weights.items() if n.endswith("feed_forward.up.weight"))
-    sizes = dict(
+    sizes: dict[str, int | float] = dict(
         width=width,
         layers=max(layers) + 1,
         heads=heads or width // 64,
