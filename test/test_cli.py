@@ -152,7 +152,14 @@ def test_reranked_search_equals_the_library(run, slit, folder, rerank):
     files = [str(folder / name) for name in find_audio(folder)]
     expected = slit.search("a bell rings", files, rerank=rerank)
     _, lines, _ = run("search", "a bell rings", folder, "--rerank", rerank)
-    assert [line.split("\t")[1] for line in lines] == [hit.item for hit in expected]
+    found = [line.split("\t")[:2] for line in lines]
+    assert [item for _, item in found[:2]] == [hit.item for hit in expected[:2]]
+    # the index keeps float16, and cosines are divided by the temperature: near ties
+    # among the others may change places
+    scores = {hit.item: hit.score for hit in expected}
+    assert {item: float(score) for score, item in found} == pytest.approx(
+        scores, abs=0.02
+    )
 
 
 def test_index_grows_shrinks_and_repeats_nothing(run, slit, folder, monkeypatch):
