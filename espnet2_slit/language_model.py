@@ -237,8 +237,8 @@ class LanguageModel(nn.Module):
             if seeded:  # torch.manual_seed would seed devices that are not in use, too
                 torch.default_generator.manual_seed(options.seed)
                 for device in devices:
-                    index = device.index
-                    torch.cuda.default_generators[index].manual_seed(options.seed)
+                    generator = torch.cuda.default_generators[device.index]
+                    generator.manual_seed(options.seed)
             ids = self.frozen.module.generate(
                 inputs_embeds=embedded,
                 attention_mask=used.long(),

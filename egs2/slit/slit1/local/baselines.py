@@ -79,9 +79,11 @@ class AudioInput(nn.Module):
     def forward(self, frames, lengths):
         """(B, T, D_a), (B,) -> (B, T', width), (B, T') bool, True: there is audio."""
         heard = valid_positions(lengths, frames.size(1))
-        places = sinusoids(frames.size(1), frames.size(2), frames.device)
-        frames = self.norm(frames) + self.frame_position * places
-        frames = frames * heard[..., None]
+        normalised = self.norm(frames)
+        if self.frame_position:
+            places = sinusoids(*frames.shape[1:], frames.device)
+            normalised = normalised + self.frame_position * places
+        frames = normalised * heard[..., None]
         frames = F.pad(frames, (0, 0, 0, -frames.size(1) % self.step))
         hidden = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
         steps = (lengths + self.step - 1) // self.step
