@@ -1,4 +1,4 @@
-"""Attention and dropout of the Q-Former, with the paths that are fast on a CPU.
+"""Attention and dropout with the paths that are fast on a CPU.
 
 On an accelerator both are PyTorch's own. On a CPU, PyTorch's attention falls back to
 float32 arithmetic in many passes as soon as dropout is on, and its dropout draws one
@@ -83,12 +83,13 @@ class _Attention(torch.autograd.Function):
     """Softmax attention that keeps only the probabilities and a bit per dropout."""
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, probability: float) -> Tensor:
-        scale = query.size(-1) ** -0.5
+    def forward(ctx, query, key, value, mask, bias, scale, probability) -> Tensor:
         scores = torch.matmul(query * scale, key.transpose(-1, -2))
+        if bias is not None:
+            scores.add_(bias)
         if mask is not None:
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
+        weights = scores.softmax(-1).to(value.dtype)
         kept = _kept(weights.shape, probability) if probability else None
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.scale, ctx.keep_scale = scale, 1 / (1 - probability)
@@ -112,11 +113,41 @@ class _Attention(torch.autograd.Function):
         grad_scores = torch.ops.aten._softmax_backward_data(
             grad_weights, weights, -1, weights.dtype
         )
+        query, key = query.to(weights.dtype), key.to(weights.dtype)
         grad_query = torch.matmul(grad_scores, key).mul_(ctx.scale)
         if ctx.needs_input_grad[1]:
             grad_key = torch.matmul(grad_scores.transpose(-1, -2), query)
             grad_key = grad_key.mul_(ctx.scale)
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query, grad_key, grad_value, None, None, None, None
+
+
+def attend_saving(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    probability: float = 0.0,
+) -> Tensor:
+    """Attention for training on a CPU.
+
+    Args:
+        query: (N, H, L_q, d); scores and softmax are computed in its dtype.
+        key: (N, H, L_k, d).
+        value: (N, H, L_k, d); weights and gradients are kept in its dtype.
+        mask: broadcastable to (N, H, L_q, L_k), True = may look; None: all.
+        bias: added to the scores, broadcastable likewise, gets no gradient; or None.
+        scale: the scores are multiplied by it.
+        probability: dropout of the attention weights.
+
+    Returns:
+        (N, H, L_q, d).
+    """
+    if bias is not None:
+        bias = bias.detach()
+    with torch.autocast("cpu", enabled=False):
+        return _Attention.apply(query, key, value, mask, bias, scale, probability)
 
 
 def attend(
@@ -134,6 +165,7 @@ def attend(
     Returns:
         (N, L_q, H * d), heads side by side.
     """
+    scale = query.size(-1) ** -0.5
     half = query.dtype in (torch.bfloat16, torch.float16)
     # Training on a CPU, forward and backward, against PyTorch's (12 heads, 496 keys):
     # bfloat16 with dropout 0.5 of its time, without 0.6; float32 with dropout 0.87.
@@ -144,8 +176,7 @@ def attend(
     ):
         # one dtype throughout: keys may come from outside the autocast region
         key, value = key.to(query.dtype), value.to(query.dtype)
-        with torch.autocast("cpu", enabled=False):
-            context = _Attention.apply(query, key, value, mask, probability)
+        context = attend_saving(query, key, value, mask, None, scale, probability)
     else:
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=probability

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import io
 import pickle
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator
 
@@ -103,33 +104,41 @@ def _refuse_pickle(stream: Any, **_: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Keep ESPnet's imports from downloading, and from writing to standard output.
+    """Keep ESPnet's imports from writing amid the lines that a command's caller reads.
 
-    ESPnet's preprocessor imports every tokenizer, among them g2p_en, which calls
-    nltk.download twice while it is imported. A later text-to-speech user in this
-    process gets NLTK's own message about missing data. Its attention module prints
-    that flash_attn, which nothing here uses, is missing: amid the lines that a
-    command's caller reads.
+    Its attention module prints that flash_attn, which nothing here uses, is missing.
     """
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        with _no_downloads():
-            yield
-
-
-@contextlib.contextmanager
-def _no_downloads() -> Iterator[None]:
-    """NLTK's downloader does nothing."""
-    if not is_installed("nltk"):
         yield
-        return
-    import nltk
 
-    download, nltk.download = nltk.download, lambda *_, **__: False
-    try:
-        yield
-    finally:
-        nltk.download = download
+
+class _Deferred(ModuleType):
+    """A module that is imported when something in it is asked for.
+
+    Unlike importlib.util.LazyLoader's, it may be looked at: `inspect` asks every module
+    for its file.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _defer_import(name: str) -> None:
+    """Let the next `import name` cost nothing."""
+    spec = importlib.util.find_spec(name) if is_installed(name) else None
+    if spec is not None and name not in sys.modules:
+        module = _Deferred(name)
+        module.__spec__, module.__file__ = spec, spec.origin
+        module.__path__ = list(spec.submodule_search_locations or [])
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
 
 
 _CHATTY = (
@@ -175,6 +184,12 @@ def prepare_espnet_import() -> None:
         ) from error
     del torchaudio
     kaldi_io()
+    # ESPnet's preprocessor imports all that is done to text, of which we need nothing.
+    # These two take a third of the seconds of importing ESPnet, g2p_en calls
+    # nltk.download twice.
+    _defer_import("g2p_en")
+    _defer_import("tacotron_cleaner")
+    _defer_import("tacotron_cleaner.cleaners")
     with _quiet_import():
         importlib.import_module("espnet2.train.preprocessor")
         for module in _CHATTY:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet2_slit.frozen import Frozen, fingerprint, weights_folder
+from espnet2_slit.frozen_attention import use_fast_attention
 from espnet2_slit.prompt_encoder import PromptEncoder, load_prompt_encoder
 
 __all__ = [
@@ -126,6 +127,7 @@ class LanguageModel(nn.Module):
             if i is not None
         )
         self._reset_generation(model, stop_ids)
+        use_fast_attention(model)
         adapters = {} if lora is None else _add_lora(model, lora)
         self.frozen = Frozen(model)
         # torch forbids dots in a parameter's own name.

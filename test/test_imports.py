@@ -21,13 +21,14 @@ DOORS = {
     "data_dir": set(),
     "frozen": set(),
     "attention": set(),
+    "frozen_attention": {"attention"},
     "qformer": {"attention"},
     "metrics": {"metrics"},
     "corpora": {"corpora", "data_dir"},
     "objectives": {"qformer"},  # for type checkers
     "qformer_weights": {"qformer"},
     "audio_encoder": {"audio_encoder", "frozen", "compat"},
-    "language_model": {"frozen", "prompt_encoder"},
+    "language_model": {"frozen", "frozen_attention", "prompt_encoder"},
     "espnet_model": {
         "compat",
         "objectives",
@@ -168,3 +169,16 @@ def test_import_is_light(module):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_espnet_would_import_for_speech_synthesis_waits_until_asked_for():
+    code = (
+        "import sys, espnet2_slit.task; before = 'inflect' in sys.modules;"
+        "from espnet2.text.cleaner import TextCleaner;"
+        "from espnet2.text import phoneme_tokenizer;"
+        "print(before, TextCleaner('tacotron')('Dr. 12'), phoneme_tokenizer.g2p_en.G2p)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "False DOCTOR TWELVE <class 'g2p_en.g2p.G2p'>" in done.stdout, done.stderr

@@ -547,7 +547,7 @@ def test_lora_trains_and_is_saved_with_the_trainable_part(name, load):
     lm.eval()
     before = lm.loss(prefix, None, None, *target)[0]
     expected = plain.loss(prefix, None, None, *target)[0]
-    assert before.item() == pytest.approx(expected.item(), rel=1e-4)  # starts as none
+    assert before.item() == pytest.approx(expected.item(), rel=5e-4)  # starts as none
     optimizer = torch.optim.SGD(lm.parameters(), lr=1.0)
     for _ in range(2):  # B is zero at first, so A gets its gradient at the second
         optimizer.zero_grad()

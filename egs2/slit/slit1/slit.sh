@@ -30,7 +30,7 @@ host=                   # train on these through ssh, e.g. "host1:0:1,host2" (no
 nj=4                    # processes that check audio; encoding jobs without a GPU
 encode_nj=              # encoding jobs (default: ngpu, or nj without a GPU)
 inference_nj=1          # decoding jobs
-train_threads=          # CPU threads of a training (default: OMP_NUM_THREADS, else 1)
+train_threads=          # CPU threads of a training or a lone encoding job (else OMP_NUM_THREADS)
 gpu_inference=true      # decode on a GPU if ngpu is not 0
 python=python3          # Python of the jobs, usually the one that path.sh finds
 #   Data
@@ -203,7 +203,8 @@ encode() { # SET ...: what is not encoded yet; clips that an earlier set has are
     log "Encoding with the frozen audio encoder: ${open[*]} (${logs})"
     if [ "${jobs}" -eq 1 ]; then
         raw=("${open[@]/#/${dumpdir}/raw/}") out=("${open[@]/#/${feats}/}")
-        encode_array "${logs}/encode.JOB.log" --data_dir "${raw[@]}" --output_dir "${out[@]}"
+        OMP_NUM_THREADS=${train_threads:-${OMP_NUM_THREADS}} \
+            encode_array "${logs}/encode.JOB.log" --data_dir "${raw[@]}" --output_dir "${out[@]}"
     else
         for set in "${open[@]}"; do
             raw=(--data_dir "${dumpdir}/raw/${set}" --output_dir "${feats}/${set}")
