@@ -7,6 +7,7 @@ A step is forward, backward and AdamW of a BERT-base Q-Former in front of a froz
     slit           ours: `GenerativeModel` or `InstructionModel`, float32
     slit_bf16      the same with `precision: bfloat16`
     slit_projected ours without folding the projections of frames into the queries
+    slit_bf16_sdpa slit_bf16 with PyTorch's attention in the language model
     plain          what LAVIS' blip2_t5_instruct does, written on transformers'
                    InstructBlipQFormerModel with our weights: the frames' LayerNorm in
                    the graph, keys and values of all frames in every layer, prompt and
@@ -32,11 +33,19 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
 from espnet2_slit.espnet_model import GenerativeModel, InstructionModel
+from espnet2_slit.frozen_attention import NAME
 from espnet2_slit.language_model import LanguageModel, PromptEncoder
 from espnet2_slit.qformer import QFormer
 from espnet2_slit.qformer_weights import export_to_transformers
 
-CONTESTANTS = "slit", "slit_bf16", "slit_projected", "plain", "plain_bf16"
+CONTESTANTS = (
+    "slit",
+    "slit_bf16",
+    "slit_projected",
+    "slit_bf16_sdpa",
+    "plain",
+    "plain_bf16",
+)
 QFORMER_VOCAB, BOS, T5_VOCAB = 30523, 30522, 32128
 
 
@@ -206,18 +215,22 @@ class Racer:
     def __init__(self, model: nn.Module, args: argparse.Namespace):
         self.model = model.to(args.device).train()
         self.device, self.is_plain = args.device, isinstance(model, Plain)
+        # One language model for all: whose turn it is sets its attention.
+        self.t5 = model.t5[0] if self.is_plain else model.language_model.frozen.module
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained, lr=1e-6, fused=None if self.is_plain else True
         )
 
     def loss(self, batch: dict, mode: str = "") -> Tensor:
-        """Mode "", "bf16" or "projected"."""
+        """Mode "", "bf16", "bf16_sdpa" or "projected"."""
+        plain_attention = self.is_plain or mode == "bf16_sdpa"
+        self.t5.set_attn_implementation("sdpa" if plain_attention else NAME)
         if self.is_plain:
             kind = torch.autocast(self.device, torch.bfloat16)
             with kind if mode == "bf16" else contextlib.nullcontext():
                 return self.model(batch)
-        self.model.precision = "bfloat16" if mode == "bf16" else "float32"
+        self.model.precision = "bfloat16" if mode[:4] == "bf16" else "float32"
         qformer = self.model.qformer
         read = type(qformer).read_frames
         if mode == "projected":
@@ -272,7 +285,8 @@ def main() -> None:
         f"{name}/{peer}": ratio(times, name, peer, key)
         for name in args.only
         for peer in args.only
-        if name != peer and peer in ("plain", "plain_bf16", "slit_projected")
+        if name != peer
+        and peer in ("plain", "plain_bf16", "slit_projected", "slit_bf16_sdpa")
     }
     for name, found in ratios.items():
         print(f"{name:<28}{ {k: round(v, 3) for k, v in found.items()} }")
