@@ -9,17 +9,22 @@ asks beyond this) stays with "sdpa".
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from espnet2_slit.attention import attend_saving
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "slit"
 # What models may ask and sdpa answers, or refuses in its own words.
 BEYOND = ("softcap", "s_aux", "output_attentions")
 
 
-def use_fast_attention(model: nn.Module) -> bool:
+def use_fast_attention(model: PreTrainedModel) -> bool:
     """Let a frozen model train its inputs by the attention of this module.
 
     Args:
@@ -55,7 +60,9 @@ def _attend(
     """transformers' attention interface: (N, H, L, d) each -> (N, L, H, d)."""
     trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     half = query.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16)
-    if not (trains and half) or any(map(others.get, BEYOND)):
+    beyond = [others.get(name) for name in BEYOND]
+    asked = any(x is not None and x is not False for x in beyond)
+    if asked or not (trains and half):
         from transformers import AttentionInterface
 
         attend = AttentionInterface()["sdpa"]
@@ -77,11 +84,12 @@ def _attend(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     mask, bias = attention_mask, position_bias
-    if mask is None and is_causal and query.size(2) > 1:
+    if mask is not None and mask.dtype != torch.bool:  # a number to add
+        bias = mask if bias is None else bias + mask
+        mask = None
+    elif mask is None and is_causal and query.size(2) > 1:
         shape = query.size(2), key.size(2)
         mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-    elif mask is not None and mask.dtype != torch.bool:
-        mask, bias = None, mask if bias is None else mask + bias
     if scaling is None:
         scaling = query.size(-1) ** -0.5
     # Scores in float32, as sdpa's: no frozen model was trained with 8 bits of them.
