@@ -1,6 +1,7 @@
 """Claims about the house: imports go one way, importing is light, loading is safe."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from functools import lru_cache
@@ -172,6 +173,9 @@ def test_import_is_light(module):
 
 
 def test_what_espnet_would_import_for_speech_synthesis_waits_until_asked_for():
+    for module in ("g2p_en", "tacotron_cleaner"):
+        if importlib.util.find_spec(module) is None:  # an extra of ESPnet 202611
+            pytest.skip(f"needs {module}")
     code = (
         "import sys, espnet2_slit.task; before = 'inflect' in sys.modules;"
         "from espnet2.text.cleaner import TextCleaner;"
