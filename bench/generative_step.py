@@ -230,7 +230,7 @@ class Racer:
             kind = torch.autocast(self.device, torch.bfloat16)
             with kind if mode == "bf16" else contextlib.nullcontext():
                 return self.model(batch)
-        self.model.precision = "bfloat16" if mode[:4] == "bf16" else "float32"
+        self.model.precision = "bfloat16" if mode.startswith("bf16") else "float32"
         qformer = self.model.qformer
         read = type(qformer).read_frames
         if mode == "projected":

@@ -91,6 +91,7 @@ class _Attention(torch.autograd.Function):
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1).to(value.dtype)
         kept = _kept(weights.shape, probability) if probability else None
+        query, key = query.to(value.dtype), key.to(value.dtype)
         ctx.save_for_backward(query, key, value, weights, kept)
         ctx.scale, ctx.keep_scale = scale, 1 / (1 - probability)
         if kept is None:
@@ -113,7 +114,6 @@ class _Attention(torch.autograd.Function):
         grad_scores = torch.ops.aten._softmax_backward_data(
             grad_weights, weights, -1, weights.dtype
         )
-        query, key = query.to(weights.dtype), key.to(weights.dtype)
         grad_query = torch.matmul(grad_scores, key).mul_(ctx.scale)
         if ctx.needs_input_grad[1]:
             grad_key = torch.matmul(grad_scores.transpose(-1, -2), query)

@@ -130,15 +130,17 @@ class _Deferred(ModuleType):
 
 def _defer_import(name: str) -> None:
     """Let the next `import name` cost nothing."""
-    spec = importlib.util.find_spec(name) if is_installed(name) else None
-    if spec is not None and name not in sys.modules:
-        module = _Deferred(name)
-        module.__spec__, module.__file__ = spec, spec.origin
-        module.__path__ = list(spec.submodule_search_locations or [])
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
+    if name in sys.modules or not is_installed(name):
+        return
+    spec = importlib.util.find_spec(name)
+    assert spec is not None  # it is installed
+    module = _Deferred(name)
+    module.__spec__, module.__file__ = spec, spec.origin
+    module.__path__ = list(spec.submodule_search_locations or [])
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
 
 
 _CHATTY = (

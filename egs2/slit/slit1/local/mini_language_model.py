@@ -297,7 +297,7 @@ def build_model(tokenizer, seed):
         **MODEL,
     )
     model = T5ForConditionalGeneration(config)
-    # PyTorch's own attention takes 3 times as long in bfloat16 on a CPU.
+    # In bfloat16 on a CPU a step takes 0.78 of that with PyTorch's own attention.
     model.set_attn_implementation("eager")
     return model
 
