@@ -122,19 +122,23 @@ def matmul(dtype: torch.dtype, device: str = "cpu") -> tuple[Callable, float]:
 def write(result: dict, output: str | Path, bars: dict[str, dict], label: str) -> None:
     """JSON to `output`, and beside it the same name as PNG with one bar an entry.
 
+    Without bars, no PNG.
+
     Args:
         result: everything that was found out.
         output: path of the JSON file.
         bars: name -> spread.
         label: of the axis.
     """
+    output = Path(output)
+    output.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    if not bars:
+        return
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    output = Path(output)
-    output.write_text(json.dumps(result, indent=1, default=str) + "\n")
     figure, axis = pyplot.subplots(
         figsize=(7, 0.8 + 0.4 * len(bars)), layout="constrained"
     )

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Time and memory of scoring: captions, retrieval, bootstrap.
 
-python bench/scoring.py --captions 100000 --peers true
+    python bench/scoring.py --captions 100000
+    python bench/scoring.py --captions 20000 --peers true --output scoring.json
+
+With --peers, our caption metrics take turns with pycocoevalcap's on the same tokens.
 """
 
 import argparse
 import itertools
-import json
 import random
 import resource
 import time
@@ -61,8 +63,8 @@ def make_captions(clips, words=6000, seed=0):
     return hypotheses, references
 
 
-def bench_captions(results, clips, peers):
-    """Tokenise, BLEU, CIDEr-D, ROUGE-L, intervals; then pycocoevalcap's on the same."""
+def bench_captions(results, clips):
+    """Tokenise, BLEU, CIDEr-D, ROUGE-L, intervals. Returns the tokens."""
     label = f"{clips:,} captions x {REFERENCES}"
     hypotheses, references = timed(
         results, f"{label}: make them", lambda: make_captions(clips)
@@ -80,28 +82,48 @@ def bench_captions(results, clips, peers):
     scores = [Items(f"bleu_{n}", found["bleu"]) for n in (1, 2, 3, 4)]
     scores += [mean_items(found["cider_d"]), mean_items(rouge)]
     timed(results, f"{label}: 1,000 resamples", lambda: intervals(scores))
-    if peers:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
+    return hyp, refs
 
-        theirs_hyp = {i: [" ".join(t)] for i, t in enumerate(hyp)}
-        theirs_ref = {i: [" ".join(t) for t in r] for i, r in enumerate(refs)}
 
-        def both():
-            bleu = Bleu(4).compute_score(theirs_ref, theirs_hyp, verbose=0)
-            return bleu, Cider().compute_score(theirs_ref, theirs_hyp)
+def bench_peers(results, hyp, refs, rounds):
+    """Our metrics against pycocoevalcap's: values must agree; CPU seconds of each.
 
-        name = f"{label}: pycocoevalcap BLEU and CIDEr-D"
-        (bleu, _), (cider, _) = timed(results, name, both)
-        name = f"{label}: pycocoevalcap ROUGE-L"
-        theirs, _ = timed(
-            results, name, lambda: Rouge().compute_score(theirs_ref, theirs_hyp)
-        )
-        values = [s.value for s in scores[3:]]
-        gap = float(np.abs(np.subtract(values, [bleu[3], cider, theirs])).max())
-        results[f"{label}: largest difference"] = gap
-        print(f"largest difference of BLEU-4, CIDEr-D, ROUGE-L: {gap:.1e}")
+    Returns:
+        {name: spread} of what each took.
+    """
+    from alternate import alternate, ratio, spread
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    hyp_text = {i: [" ".join(t)] for i, t in enumerate(hyp)}
+    ref_text = {i: [" ".join(t) for t in r] for i, r in enumerate(refs)}
+
+    def their_ngrams():
+        bleu = Bleu(4).compute_score(ref_text, hyp_text, verbose=0)[0][3]
+        return bleu, Cider().compute_score(ref_text, hyp_text)[0]
+
+    racers = {
+        "slit: BLEU and CIDEr-D": lambda: ngram_scores(hyp, refs),
+        "pycocoevalcap: BLEU and CIDEr-D": their_ngrams,
+        "slit: ROUGE-L": lambda: rouge_l(hyp, refs),
+        "pycocoevalcap: ROUGE-L": lambda: Rouge().compute_score(ref_text, hyp_text)[0],
+    }
+    times, found = alternate(racers, rounds)
+    names = list(racers)
+    bleu = Items("bleu_4", found[names[0]]["bleu"]).value
+    ours = (bleu, found[names[0]]["cider_d"].mean(), found[names[2]].mean())
+    theirs = (*found[names[1]], found[names[3]])
+    gap = float(np.abs(np.subtract(ours, theirs)).max())
+    ratios = {
+        f"{ours}/{theirs}": ratio(times, ours, theirs)
+        for ours, theirs in (names[:2], names[2:])
+    }
+    results |= {"times": times, "time_ratios": ratios, "largest_difference": gap}
+    for name, value in ratios.items():
+        print(name, {k: round(v, 3) for k, v in value.items()})
+    print(f"largest difference of BLEU-4, CIDEr-D, ROUGE-L: {gap:.1e}")
+    return {name: spread([t["cpu_s"] for t in times[name]]) for name in names}
 
 
 def bench_retrieval(results, audios, texts):
@@ -125,14 +147,22 @@ def main():
     parser.add_argument("--audios", type=int, default=1_000)
     parser.add_argument("--texts", type=int, default=5_000)
     parser.add_argument("--peers", choices=("true", "false"), default="false")
-    parser.add_argument("--output", default="", help="Write the figures as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="against the peers")
+    parser.add_argument(
+        "--output",
+        default="",
+        help="Write the figures as JSON; with --peers, plot them",
+    )
     args = parser.parse_args()
     results: dict = {}
     bench_retrieval(results, args.audios, args.texts)
-    bench_captions(results, args.captions, args.peers == "true")
-    if args.output:
-        with open(args.output, "w", encoding="utf-8") as f:
-            json.dump(results, f, indent=1)
+    hyp, refs = bench_captions(results, args.captions)
+    bars = bench_peers(results, hyp, refs, args.rounds) if args.peers == "true" else {}
+    if args.output:  # imported this late, as torch would count in the memory above
+        from alternate import machine, write
+
+        results["machine"] = machine()
+        write(results, args.output, bars, f"CPU s for {args.captions:,} captions")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ contestants take turns within one process:
     slit          ours: `RepresentationModel`, float32
     slit_bf16     the same with `precision: bfloat16`, the mode shipped for CPUs
     slit_medium   float32 through oneDNN (set_float32_matmul_precision medium)
+    compiled      ours, each layer through torch.compile (only where --only names it)
+    compiled_bf16 the same with `precision: bfloat16`
     transformers  the same losses written plainly on Blip2QFormerModel (SDPA)
     lavis         LAVIS' own forward from --lavis DIR (a checkout), unchanged
     lavis_bf16    the same under bfloat16 autocast
@@ -44,6 +46,8 @@ CONTESTANTS = (
     "slit",
     "slit_bf16",
     "slit_medium",
+    "compiled",
+    "compiled_bf16",
     "transformers",
     "lavis",
     "lavis_bf16",
@@ -113,7 +117,7 @@ class Family:
     """A model with its optimizer; the number formats of it share both.
 
     Args:
-        name: "slit", "transformers" or "lavis".
+        name: "slit", "compiled", "transformers" or "lavis".
         args: of the command line.
     """
 
@@ -122,9 +126,12 @@ class Family:
         peers = {"transformers": Transformers, "lavis": Lavis}
         self.model = peers[name](args, ours) if name in peers else ours
         self.model.to(args.device).train()
+        if name == "compiled":
+            for layer in self.model.qformer.layers:
+                layer.compile()
         # the peers' own choice is AdamW's default; ours is what the recipe sets
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-6, fused=True if name == "slit" else None
+            self.model.parameters(), lr=1e-6, fused=None if name in peers else True
         )
         self.device = args.device
 
@@ -173,7 +180,7 @@ def check_equal(families: list[str], args: argparse.Namespace) -> float:
     results = {}
     for name in families:
         family = Family(name, small)
-        if name == "slit":
+        if isinstance(family.model, RepresentationModel):
             family.model.load_state_dict(ours.state_dict())
         else:
             family.model.copy(ours)
@@ -244,7 +251,8 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(measure_memory(args.memory_of, args)))
         return
-    names = args.only or [n for n in CONTESTANTS if args.lavis or "lavis" not in n]
+    left_out = ("compiled",) if args.lavis else ("compiled", "lavis")
+    names = args.only or [n for n in CONTESTANTS if not n.startswith(left_out)]
     if any("lavis" in name for name in names) and not args.lavis:
         raise SystemExit("give --lavis DIR, a checkout of salesforce/LAVIS")
     family_names = list(dict.fromkeys(name.split("_")[0] for name in names))
@@ -268,7 +276,10 @@ def main() -> None:
     ratios, rate_share = {}, {}
     for name in names:
         for reference in names:
-            if reference != name and reference.split("_")[0] != "slit":
+            theirs = reference.split("_")[0]
+            compared = theirs in ("transformers", "lavis")
+            compared |= theirs == "slit" and name.startswith("compiled")
+            if reference != name and compared:
                 ratios[f"{name}/{reference}"] = ratio(times, name, reference, key)
         family, _, mode = name.partition("_")
         kind = "bfloat16" if mode == "bf16" else "float32"

@@ -1,7 +1,7 @@
 """Caption metrics over one set: BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr, FENSE.
 
-BLEU, ROUGE-L and CIDEr-D are computed here, on arrays of n-gram numbers so that
-100,000 captions fit; METEOR and SPICE run their Java programs, FENSE its models. What
+BLEU, ROUGE-L and CIDEr-D are computed here, on arrays of n-gram numbers, a bounded
+number of them at a time, so that 100,000 captions fit; METEOR and SPICE run their Java programs, FENSE its models. What
 cannot run on the machine comes back as `NotComputed`, never as 0.
 """
 
@@ -19,6 +19,8 @@ MAX_ORDER = 4
 CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 SPIDER_FL_PENALTY = 0.9
+PART_SIZE = 1 << 20  # n-grams in memory at a time, some 150 bytes each
+MAX_NUMBER = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -97,47 +99,74 @@ class NgramTable:
 
     Args:
         sentences: list of token lists; token numbers are shared by all of them.
+        part_size: n-grams counted at a time, about.
 
     Attributes:
         lengths: (S,) tokens of each sentence.
     """
 
-    def __init__(self, sentences):
+    def __init__(self, sentences, part_size=PART_SIZE):
+        self.part_size = part_size
         vocabulary: dict[str, int] = {}
         number = vocabulary.setdefault
         self.lengths = np.array([len(s) for s in sentences], dtype=np.int64)
         self._tokens = np.fromiter(
             (number(word, len(vocabulary)) for s in sentences for word in s),
-            dtype=np.int64,
+            dtype=np.int32,
             count=int(self.lengths.sum()),
         )
-        self._sentence = np.repeat(np.arange(len(sentences)), self.lengths)
-        ends = np.repeat(np.cumsum(self.lengths), self.lengths)
-        self._left = ends - np.arange(len(self._tokens))  # tokens to the sentence's end
+        self._ends = np.cumsum(self.lengths)
         self._num_words = max(1, len(vocabulary))
 
-    def orders(self, max_order=MAX_ORDER):
-        """Counts for n = 1..max_order, one order in memory at a time.
+    def parts(self, n):
+        """Counts of the n-grams of n tokens, a part of them at a time.
 
         Yields:
             (sentence (K,), gram (K,), count (K,), G): the n-gram `gram`, a number below
-            G, is `count` times in `sentence`; sorted by sentence, then gram.
+            G, is `count` times in `sentence`; sorted by sentence, then gram. Every
+            n-gram is in one part only, with all its sentences.
         """
-        grams = self._tokens
-        start = np.arange(len(self._tokens))
-        for n in range(1, max_order + 1):
-            if n > 1:
-                # (number of the (n-1)-gram, next word) is unique, whatever the size
-                # of the vocabulary; renumbered so that the pair fits 64 bits.
-                kept = self._left[start] >= n
-                start = start[kept]
-                pair = grams[kept] * self._num_words + self._tokens[start + n - 1]
-                _, grams = np.unique(pair, return_inverse=True)
-            num_grams = int(grams.max()) + 1 if len(grams) else 1
-            keys, counts = np.unique(
-                self._sentence[start] * num_grams + grams, return_counts=True
-            )
-            yield keys // num_grams, keys % num_grams, counts, num_grams
+        places = int(np.maximum(self.lengths - n + 1, 0).sum())
+        num_parts = max(1, -(-places // self.part_size))
+        for part in range(num_parts):
+            yield self._count(self._starts(n, part, num_parts), n)
+
+    def _starts(self, n, part, num_parts):
+        """Places (P,) where the n-grams of a part begin."""
+        found = []
+        for low in range(0, len(self._tokens), self.part_size):
+            # The hash of an n-gram's words names its part; any would do.
+            high = min(low + self.part_size, len(self._tokens) - n + 1)
+            value = np.zeros(max(0, high - low), dtype=np.uint32)
+            for i in range(n):
+                value = value * 31 + self._tokens[low + i : high + i].astype(np.uint32)
+            found.append(low + np.flatnonzero(value % num_parts == part))
+        start = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+        return start[start + n <= self._ends[self._sentence(start)]]
+
+    def _sentence(self, places):
+        """Number of the sentence (P,) that a token is in."""
+        return np.searchsorted(self._ends, places, side="right")
+
+    def _count(self, start, n):
+        """What `parts` yields, of the n-grams at these places."""
+        grams, bound = self._tokens[start].astype(np.int64), self._num_words
+        for i in range(1, n):
+            if bound > MAX_NUMBER // self._num_words:  # renumbered where 63 bits end
+                grams, bound = _renumbered(grams)
+            grams = grams * self._num_words + self._tokens[start + i]
+            bound *= self._num_words
+        grams, num_grams = _renumbered(grams)
+        keys, counts = np.unique(
+            self._sentence(start) * num_grams + grams, return_counts=True
+        )
+        return keys // num_grams, keys % num_grams, counts, num_grams
+
+
+def _renumbered(values):
+    """Numbers without gaps in their place, and how many there are (at least 1)."""
+    unique, numbers = np.unique(values, return_inverse=True)
+    return numbers, max(1, len(unique))
 
 
 def _lookup(keys, values, wanted):
@@ -162,12 +191,13 @@ def _check(hypotheses, references):
         )
 
 
-def ngram_scores(hypotheses, references):
+def ngram_scores(hypotheses, references, part_size=PART_SIZE):
     """BLEU-1..4 and CIDEr-D of tokenised captions.
 
     Args:
         hypotheses: N token lists.
         references: N lists of token lists, at least one each.
+        part_size: n-grams in memory at a time, about; changes no score.
 
     Returns:
         {"bleu": (N, 10) statistics (columns as the aggregate `bleu_n` wants them),
@@ -179,13 +209,14 @@ def ngram_scores(hypotheses, references):
 
     Source: Papineni 2002 and Vedantam 2015 as computed by pycocoevalcap 1.2
         (closest reference length; clipped and length-penalised CIDEr with n = 4,
-        sigma = 6). Differs: array operations, the n-grams of one order in memory.
+        sigma = 6). Differs: array operations on a part of the n-grams.
     """
     _check(hypotheses, references)
     clips = len(hypotheses)
     references_of = np.array([len(r) for r in references])
     clip_of = np.repeat(np.arange(clips), references_of)  # of each reference
-    table = NgramTable(list(hypotheses) + [r for refs in references for r in refs])
+    sentences = list(hypotheses) + [r for refs in references for r in refs]
+    table = NgramTable(sentences, part_size)
     length, reference_length = table.lengths[:clips], table.lengths[clips:]
 
     # Closest length; of two equally close the shorter, as the COCO scorer.
@@ -202,43 +233,63 @@ def ngram_scores(hypotheses, references):
     delta = (bigrams[:clips][clip_of] - bigrams[clips:]).astype(np.float64)
     penalty = np.exp(-(delta**2) / (2 * CIDER_SIGMA**2))
     cider = np.zeros(len(clip_of))  # summed over n, one per reference
-    log_clips = np.log(max(clips, 1))
-    for n, (sentence, gram, count, num_grams) in enumerate(table.orders()):
-        is_hypothesis = sentence < clips
-        hyp_clip, hyp_gram = sentence[is_hypothesis], gram[is_hypothesis]
-        hyp_count = count[is_hypothesis]
-        hyp_key = hyp_clip * num_grams + hyp_gram  # ascending
-        ref = sentence[~is_hypothesis] - clips
-        ref_gram, ref_count = gram[~is_hypothesis], count[~is_hypothesis]
-        del sentence, gram, count, is_hypothesis
-        ref_key = clip_of[ref] * num_grams + ref_gram
-
-        # In how many clips does an n-gram occur, and its largest count in one.
-        # Sorting key and count as one number puts the largest count last.
-        base = int(ref_count.max(initial=0)) + 1
-        ordered = np.sort(ref_key * base + ref_count)
-        is_last = np.ones(len(ordered), dtype=bool)
-        is_last[:-1] = ordered[1:] // base != ordered[:-1] // base
-        unique_key, most = np.divmod(ordered[is_last], base)
-        document_frequency = np.bincount(unique_key % num_grams, minlength=num_grams)
-        idf = log_clips - np.log(np.maximum(document_frequency, 1))
-        del ordered, is_last
-
-        matched = np.minimum(hyp_count, _lookup(unique_key, most, hyp_key))
-        bleu[:, n] = np.bincount(hyp_clip, weights=matched, minlength=clips)
+    for n in range(MAX_ORDER):
         bleu[:, 4 + n] = np.maximum(length - n, 0)
-
-        hyp_weight = hyp_count * idf[hyp_gram]
-        ref_weight = ref_count * idf[ref_gram]
-        both = np.minimum(_lookup(hyp_key, hyp_weight, ref_key), ref_weight)
-        # bincount of nothing is of integers
-        product = np.bincount(ref, both * ref_weight, len(clip_of)).astype(np.float64)
-        hyp_norm = np.sqrt(np.bincount(hyp_clip, hyp_weight**2, minlength=clips))
-        ref_norm = np.sqrt(np.bincount(ref, ref_weight**2, minlength=len(clip_of)))
-        norm = hyp_norm[clip_of] * ref_norm
+        product, ref_square = np.zeros(len(clip_of)), np.zeros(len(clip_of))
+        hyp_square = np.zeros(clips)
+        for part in table.parts(n + 1):
+            sums = _part_sums(part, clip_of, clips)
+            bleu[:, n] += sums["matched"]
+            product += sums["product"]
+            hyp_square += sums["hyp_square"]
+            ref_square += sums["ref_square"]
+        norm = np.sqrt(hyp_square)[clip_of] * np.sqrt(ref_square)
         cider += penalty * np.divide(product, norm, where=norm != 0, out=product)
     per_clip = np.bincount(clip_of, weights=cider, minlength=clips)
     return {"bleu": bleu, "cider_d": 10 * per_clip / MAX_ORDER / references_of}
+
+
+def _part_sums(part, clip_of, clips):
+    """What the n-grams of one part add to BLEU and to CIDEr-D of one order.
+
+    Args:
+        part: of `NgramTable.parts`; the hypotheses are sentences 0..clips-1, then come
+            the references.
+        clip_of: (R,) clip of each reference.
+        clips: N.
+
+    Returns:
+        {"matched": (N,) clipped counts, "hyp_square": (N,) and "ref_square": (R,)
+        squared lengths of the TF-IDF vectors, "product": (R,) of the clipped ones}.
+    """
+    sentence, gram, count, num_grams = part
+    is_hypothesis = sentence < clips
+    hyp_clip, hyp_gram = sentence[is_hypothesis], gram[is_hypothesis]
+    hyp_count = count[is_hypothesis]
+    hyp_key = hyp_clip * num_grams + hyp_gram  # ascending
+    ref = sentence[~is_hypothesis] - clips
+    ref_gram, ref_count = gram[~is_hypothesis], count[~is_hypothesis]
+    ref_key = clip_of[ref] * num_grams + ref_gram
+
+    # In how many clips does an n-gram occur, and its largest count in one.
+    # Sorting key and count as one number puts the largest count last.
+    base = int(ref_count.max(initial=0)) + 1
+    ordered = np.sort(ref_key * base + ref_count)
+    is_last = np.ones(len(ordered), dtype=bool)
+    is_last[:-1] = ordered[1:] // base != ordered[:-1] // base
+    unique_key, most = np.divmod(ordered[is_last], base)
+    document_frequency = np.bincount(unique_key % num_grams, minlength=num_grams)
+    idf = np.log(max(clips, 1)) - np.log(np.maximum(document_frequency, 1))
+
+    matched = np.minimum(hyp_count, _lookup(unique_key, most, hyp_key))
+    hyp_weight, ref_weight = hyp_count * idf[hyp_gram], ref_count * idf[ref_gram]
+    both = np.minimum(_lookup(hyp_key, hyp_weight, ref_key), ref_weight)
+    return {
+        "matched": np.bincount(hyp_clip, matched, clips),
+        "hyp_square": np.bincount(hyp_clip, hyp_weight**2, clips),
+        "ref_square": np.bincount(ref, ref_weight**2, len(clip_of)),
+        "product": np.bincount(ref, both * ref_weight, len(clip_of)),
+    }
 
 
 def longest_common_subsequence(first, second):
