@@ -1,8 +1,9 @@
 """Caption metrics over one set: BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr, FENSE.
 
 BLEU, ROUGE-L and CIDEr-D are computed here, on arrays of n-gram numbers, a bounded
-number of them at a time, so that 100,000 captions fit; METEOR and SPICE run their Java programs, FENSE its models. What
-cannot run on the machine comes back as `NotComputed`, never as 0.
+number of them at a time, so that 100,000 captions fit; METEOR and SPICE run their Java
+programs, FENSE its models. What cannot run on the machine comes back as `NotComputed`,
+never as 0.
 """
 
 import logging
