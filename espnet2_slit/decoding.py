@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ from espnet2_slit.inference import (
     Features,
     InferenceError,
     Speech,
+    answer_options,
     generation_options,
     read_decode_config,
 )
@@ -91,7 +92,7 @@ class DecodeOptions:
         if unknown:
             raise InferenceError(f"routes: expected some of {ROUTES}, found {unknown}.")
         generation_options(self.caption)
-        generation_options(self.question_answering)
+        answer_options(self.question_answering)
 
     @classmethod
     def from_config(cls, path=None, **overrides):
@@ -111,6 +112,17 @@ class DecodeOptions:
     def generation(self, task):
         """GenerationOptions of a task, seeded."""
         return generation_options({"seed": self.seed, **getattr(self, task)})
+
+    def of_system(self, slit):
+        """These options, without what the system has no part for: says what."""
+        if not self.caption.get("rerank") or slit.representation is not None:
+            return self
+        logging.warning(
+            "captions are not re-ranked (rerank %s): the system has no representation"
+            " part",
+            self.caption["rerank"],
+        )
+        return replace(self, caption={**self.caption, "rerank": 0})
 
 
 # -------------------------------------------------------------------------- the set
@@ -311,7 +323,7 @@ def decode_set(
         InferenceError: the system can do none of the set's tasks; parts are missing.
         DataDirError: the set cannot be used.
     """
-    options = options or DecodeOptions()
+    options = (options or DecodeOptions()).of_system(slit)
     merge = num_jobs == 1 if merge is None else merge
     output_dir = Path(output_dir)
     data = EvaluationSet(data_dir, slit, audio)
@@ -420,6 +432,8 @@ def decoding_facts(options, tasks):
             if not generation["do_sample"]:
                 for name in ("temperature", "top_p", "top_k", "seed"):
                     del generation[name]
+            if not generation["rerank"]:
+                del generation["rerank"]
             facts[task] = generation
     if "retrieval" in tasks:
         facts["rerank"] = options.rerank

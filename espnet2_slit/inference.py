@@ -14,6 +14,7 @@ evaluation sets to `decoding`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -443,6 +444,17 @@ class SLIT:
                     pending = reader.submit(load, batches[k + 1])
                 yield batch, arrays
 
+    def _frame_store(self, clips, wanted):
+        """A FrameStore, or nothing where no second pass over waveforms is wanted.
+
+        Encoding a waveform twice costs more than keeping its frames for a while.
+        """
+        if not wanted or clips.are_frames:
+            return contextlib.nullcontext()
+        width = self._any_part.model.qformer.encoder_width
+        rate = self.encoder_identity["frames_per_second"]
+        return FrameStore(len(clips), width, rate)
+
     def clips(self, audio, sample_rate=None):
         """A list of files or arrays as clips."""
         return Speech(audio, sample_rate, self.sample_rate)
@@ -469,7 +481,8 @@ class SLIT:
             audio: path, array, tensor or (array, rate); or a list of them.
             instruction: other wording than the default.
             sample_rate: Hz of arrays.
-            options: GenerationOptions, or a dict of its fields.
+            options: GenerationOptions, or a dict of its fields. `rerank` lets the
+                representation part choose among the beams.
 
         Returns:
             A text; a list of them for a list.
@@ -487,7 +500,7 @@ class SLIT:
             question: one for all clips, or a list, one for each.
             candidates: possible answers; the most likely one is returned. None: free.
             sample_rate: Hz of arrays.
-            options: as for `caption`; for free answers.
+            options: as for `caption`, without `rerank`; for free answers.
 
         Returns:
             A text; a list of them for a list of clips.
@@ -498,6 +511,7 @@ class SLIT:
             prompt = [
                 templates.instruction("question_answering", one) for one in question
             ]
+        options = answer_options(options)
         return self._write(audio, prompt, sample_rate, options, candidates)
 
     def _write(self, audio, prompt, sample_rate, options, candidates=None):
@@ -526,7 +540,8 @@ class SLIT:
             clips: Speech or Features.
             requests: list of (index of a clip, instruction).
             generate: write texts.
-            options: GenerationOptions or a dict.
+            options: GenerationOptions or a dict; with `rerank`, the text is taken that
+                `most_fitting` chooses.
             candidates: texts to score; None scores nothing.
 
         Returns:
@@ -535,25 +550,68 @@ class SLIT:
         """
         part = self._need("generator")
         options = generation_options(options)
+        if generate and options.rerank:
+            self._need("representation")
         ids = lengths = None
         if candidates is not None:
             ids, lengths = self.candidate_ids(candidates)
-        texts = [None] * len(requests)
+        written = [[]] * len(requests)
         scores = np.zeros((len(requests), 0 if ids is None else len(ids)), np.float32)
-        for batch, prefix, prompt in self._prefixes(part, clips, requests):
-            if generate:
-                written = part.model.language_model.generate(prefix, *prompt, options)
-                for i, text in zip(batch, written, strict=True):
-                    texts[i] = text
-            if ids is not None:
-                scores[batch] = (
-                    part.model.language_model.score_candidates(
-                        prefix, *prompt, ids, lengths
-                    )
-                    .cpu()
-                    .numpy()
-                )
-        return texts if generate else None, scores if ids is not None else None
+        language_model = part.model.language_model
+        with self._frame_store(clips, generate and options.rerank) as store:
+            for batch, *inputs in self._prefixes(part, clips, requests, store):
+                if generate:
+                    found = language_model.generate_several(*inputs, options)
+                    for i, texts in zip(batch, found, strict=True):
+                        written[i] = texts
+                if ids is not None:
+                    found = language_model.score_candidates(*inputs, ids, lengths)
+                    scores[batch] = found.cpu().numpy()
+            if generate and options.rerank:
+                owners = [clip for clip, _ in requests]
+                kept = clips if store is None else store
+                texts = self.most_fitting(kept, owners, written)
+            else:
+                texts = [row[0] for row in written] if generate else None
+        return texts, scores if ids is not None else None
+
+    @torch.inference_mode()
+    def most_fitting(self, clips, owners, candidates):
+        """Of some texts for a clip the one that retrieval would rank first.
+
+        Args:
+            clips: Speech, Features or FrameStore.
+            owners: N indices of clips.
+            candidates: N lists of texts.
+
+        Returns:
+            N texts, those of the highest `rerank_scale` x cosine + matching logit; of
+            equal ones the first.
+
+        Source: BLIP's filter (arXiv 2201.12086 section 3.3) judges captions by its
+            matching head; ours judges those of one clip against each other.
+        """
+        part = self._need("representation")
+        texts = list(dict.fromkeys(text for row in candidates for text in row))
+        row_of = {text: row for row, text in enumerate(texts)}
+        embedded = self.embed_texts(texts)
+        wanted = {}  # clip -> {text: its fit}
+        for clip, row in zip(owners, candidates, strict=True):
+            wanted.setdefault(clip, {}).update(dict.fromkeys(row))
+        for batch, arrays in self._batches(clips, list(wanted)):
+            frames, lengths = self._frames(part, clips, arrays)
+            audio = part.model.embed_audio(frames, lengths)[0].float().cpu().numpy()
+            memory = part.model.qformer.read_frames(frames, lengths)
+            rows = [[row_of[text] for text in wanted[clip]] for clip in batch]
+            logits = self._match(part, memory, rows, texts)
+            for k, clip in enumerate(batch):
+                cosines = similarity(audio[k : k + 1], embedded[rows[k]])[:, 0]
+                fit = self.rerank_scale * cosines + logits[k]
+                wanted[clip] = dict(zip(wanted[clip], fit.tolist(), strict=True))
+        return [
+            max(row, key=wanted[clip].get)
+            for clip, row in zip(owners, candidates, strict=True)
+        ]
 
     def candidate_ids(self, candidates):
         """Candidate texts -> ids (C, L) and lengths (C,), EOS included."""
@@ -564,16 +622,19 @@ class SLIT:
         ids, lengths = _pad([encode(text) for text in candidates])
         return ids.to(self.device), lengths.to(self.device)
 
-    def _prefixes(self, part, clips, requests):
-        """(indices of requests, prefix (B, Q, D_l), (prompt, lengths)) in batches.
+    def _prefixes(self, part, clips, requests, store=None):
+        """(indices of requests, prefix (B, Q, D_l), prompt, lengths) in batches.
 
-        Requests for one clip stand together, so that its frames are made once.
+        Requests for one clip stand together, so that its frames are made once; a
+        FrameStore keeps them.
         """
         of_clip = {}
         for i, (clip, _) in enumerate(requests):
             of_clip.setdefault(clip, []).append(i)
         for chosen, arrays in self._batches(clips, list(of_clip)):
             frames, frame_lengths = self._frames(part, clips, arrays)
+            if store is not None:
+                store.put(chosen, frames, frame_lengths)
             rows = [(row, i) for row, clip in enumerate(chosen) for i in of_clip[clip]]
             for start in range(0, len(rows), self.batch_size):
                 some = rows[start : start + self.batch_size]
@@ -591,7 +652,7 @@ class SLIT:
                     frame_lengths[index],
                     *fields.get("qformer_instruction", (None, None)),
                 )
-                yield batch, prefix, fields.get("llm_prompt", (None, None))
+                yield batch, prefix, *fields.get("llm_prompt", (None, None))
 
     # --------------------------------------------------------------- classifying
 
@@ -867,13 +928,9 @@ class SLIT:
             )
             index = [row[text] for text in texts]
             return {name: array[index] for name, array in found.items()}
-        # Encoding a waveform twice costs more than keeping its frames for a while.
-        keep = bool(rerank) and audio_embeddings is None and not clips.are_frames
-        width = part.model.qformer.encoder_width
-        rate = self.encoder_identity["frames_per_second"]
-        with FrameStore(len(clips), width, rate, keep) as store:
+        with self._frame_store(clips, rerank and audio_embeddings is None) as store:
             if audio_embeddings is None:
-                audio_embeddings = self.embed_clips(clips, store if keep else None)
+                audio_embeddings = self.embed_clips(clips, store)
             scores = similarity(audio_embeddings, self.embed_texts(texts))  # (M,N)
             found = {"contrastive": scores}
             if not rerank:
@@ -887,7 +944,8 @@ class SLIT:
             if match is not None:
                 logits = match(texts, wanted)
             else:
-                logits = self.match_pairs(store if keep else clips, texts, wanted)
+                kept = clips if store is None else store
+                logits = self.match_pairs(kept, texts, wanted)
         if logits is None:
             return found
         scale = self.rerank_scale if rerank_scale is None else rerank_scale
@@ -930,26 +988,33 @@ class SLIT:
             For each clip an array of logits in the order of its indices.
         """
         part = self._need("representation")
-        model = part.model
         logits = [np.empty(len(rows), np.float32) for rows in wanted]
         chosen = [i for i, rows in enumerate(wanted) if len(rows)]
         for batch, arrays in self._batches(clips, chosen):
             frames, lengths = self._frames(part, clips, arrays)
-            memory = model.qformer.read_frames(frames, lengths)
-            for pairs in pair_batches([wanted[clip] for clip in batch]):
-                rows, places, texts_of = pairs.T
-                used, columns = np.unique(texts_of, return_inverse=True)
-                padded, text_lengths = _pad([part.text_ids(texts[t]) for t in used])
-                found = model.match(
-                    memory,
-                    padded.to(self.device),
-                    text_lengths.to(self.device),
-                    torch.from_numpy(rows).to(self.device),
-                    torch.from_numpy(columns).to(self.device),
-                )
-                values = found.float().cpu().numpy()
-                for row, place, value in zip(rows, places, values, strict=True):
-                    logits[batch[row]][place] = value
+            memory = part.model.qformer.read_frames(frames, lengths)
+            found = self._match(part, memory, [wanted[clip] for clip in batch], texts)
+            for clip, values in zip(batch, found, strict=True):
+                logits[clip] = values
+        return logits
+
+    def _match(self, part, memory, wanted, texts):
+        """Matching logits of the clips of a memory with the wanted rows of `texts`."""
+        logits = [np.empty(len(rows), np.float32) for rows in wanted]
+        for pairs in pair_batches(wanted):
+            rows, places, texts_of = pairs.T
+            used, columns = np.unique(texts_of, return_inverse=True)
+            padded, text_lengths = _pad([part.text_ids(texts[t]) for t in used])
+            found = part.model.match(
+                memory,
+                padded.to(self.device),
+                text_lengths.to(self.device),
+                torch.from_numpy(rows).to(self.device),
+                torch.from_numpy(columns).to(self.device),
+            )
+            values = found.float().cpu().numpy()
+            for row, place, value in zip(rows, places, values, strict=True):
+                logits[row][place] = value
         return logits
 
     # ----------------------------------------------------------------- attention
@@ -1010,23 +1075,21 @@ class FrameStore:
         count: N clips.
         width: D_a.
         frames_per_second: of the encoder.
-        wanted: False makes an empty store that holds nothing.
     """
 
     are_frames = True
 
-    def __init__(self, count, width, frames_per_second, wanted=True):
+    def __init__(self, count, width, frames_per_second):
         self.width, self.frames_per_second = width, frames_per_second
         self.places = [None] * count
         self.durations_s = [0.0] * count
-        self.file = tempfile.TemporaryFile() if wanted else None
+        self.file = tempfile.TemporaryFile()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        if self.file is not None:
-            self.file.close()
+        self.file.close()
 
     def __len__(self):
         return len(self.places)
@@ -1101,6 +1164,24 @@ def generation_options(options):
     except TypeError as error:
         known = ", ".join(GenerationOptions.__dataclass_fields__)
         raise InferenceError(f"decoding options: {error}. Known: {known}.") from error
+    except ValueError as error:
+        raise InferenceError(f"decoding options: {error}") from error
+
+
+def answer_options(options):
+    """`generation_options` for answers, which are not re-ranked.
+
+    Raises:
+        InferenceError: also where `rerank` is set.
+    """
+    options = generation_options(options)
+    if options.rerank:
+        raise InferenceError(
+            "question_answering: rerank is for captions, found"
+            f" {options.rerank}: an answer does not describe its clip. Leave it out, or"
+            " give the possible answers to rank."
+        )
+    return options
 
 
 def label_words(label):

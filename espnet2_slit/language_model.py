@@ -57,6 +57,11 @@ class GenerationOptions:
         top_p: for sampling; 1 keeps all.
         top_k: for sampling; 0 keeps all.
         seed: for sampling; None takes torch's current random state.
+        rerank: texts of a row that `SLIT` chooses from by what its representation part
+            thinks of them; 0 takes the most likely one.
+
+    Raises:
+        ValueError: more texts are wanted than beams are kept.
     """
 
     num_beams: int = 5
@@ -70,6 +75,14 @@ class GenerationOptions:
     top_p: float = 1.0
     top_k: int = 50
     seed: int | None = None
+    rerank: int = 0
+
+    def __post_init__(self):
+        if not self.do_sample and self.rerank > self.num_beams:
+            raise ValueError(
+                f"rerank: expected at most num_beams ({self.num_beams}) texts to choose "
+                f"from, found {self.rerank}. Raise num_beams, or sample (do_sample)."
+            )
 
 
 class LanguageModel(nn.Module):
@@ -209,7 +222,6 @@ class LanguageModel(nn.Module):
 
     # ------------------------------------------------------------ generation
 
-    @torch.no_grad()
     def generate(
         self,
         prefix: Tensor,
@@ -217,7 +229,19 @@ class LanguageModel(nn.Module):
         prompt_lengths: Tensor | None = None,
         options: GenerationOptions | None = None,
     ) -> list[str]:
-        """Text for every row, by beam search, greedy search or sampling.
+        """The most likely text of every row: the first of `generate_several`."""
+        written = self.generate_several(prefix, prompt, prompt_lengths, options)
+        return [texts[0] for texts in written]
+
+    @torch.no_grad()
+    def generate_several(
+        self,
+        prefix: Tensor,
+        prompt: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        options: GenerationOptions | None = None,
+    ) -> list[list[str]]:
+        """Texts for every row, by beam search, greedy search or sampling.
 
         Args:
             prefix: (B, Q, D_l).
@@ -226,7 +250,8 @@ class LanguageModel(nn.Module):
             options: None for the defaults.
 
         Returns:
-            B texts without special tokens and outer blanks.
+            For each of B rows max(1, `options.rerank`) texts without special tokens and
+            outer blanks; beams stand in their order, the best first.
         """
         options = options or GenerationOptions()
         embedded, used = self._inputs(prefix, prompt, prompt_lengths)
@@ -248,7 +273,8 @@ class LanguageModel(nn.Module):
                 logits_processor=self._logits_processors(options),
             )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def _generation_config(self, options: GenerationOptions):
         from transformers import GenerationConfig
@@ -258,6 +284,7 @@ class LanguageModel(nn.Module):
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
             do_sample=options.do_sample,
+            num_return_sequences=max(1, options.rerank),
         )
         if options.num_beams > 1:
             settings["length_penalty"] = options.length_penalty

@@ -25,6 +25,7 @@ from espnet2_slit.inference import (
     top_indices,
     wanted_pairs,
 )
+from espnet2_slit.language_model import GenerationOptions
 
 RATE = 16000
 SHORT = {"max_new_tokens": 6, "num_beams": 2}
@@ -285,7 +286,7 @@ def test_instruction_changes_the_prefix(slit, clips):
     assert set(part.prompt("what is it?")) == {"llm_prompt", "qformer_instruction"}
     speech = slit.clips(clips[:1])
     requests = [(0, "what is it?"), (0, "describe the audio: birds chirp")]
-    (_, prefix, _), *_ = slit._prefixes(part, speech, requests)
+    (_, prefix, *_), *_ = slit._prefixes(part, speech, requests)
     assert (prefix[0] - prefix[1]).abs().max() > 1e-3
 
 
@@ -370,6 +371,45 @@ def test_reranking_equals_a_plain_loop(slit, clips, rerank, scale):
             np.testing.assert_allclose(shift[np.isfinite(shift)], 0, atol=1e-4)
 
 
+RERANKED = {"num_beams": 4, "max_new_tokens": 8, "rerank": 4}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_reranked_captions_are_those_of_a_plain_loop(folder, slit, clips, batch_size):
+    part, scale = slit.generator, 1 / slit.representation.model.temperature
+    expected, moved = [], 0
+    for clip in clips:
+        request = [(0, "describe the audio")]
+        ((_, *inputs),) = slit._prefixes(part, slit.clips([clip]), request)
+        texts = part.model.language_model.generate_several(
+            *inputs, GenerationOptions(**RERANKED)
+        )[0]
+        audio = slit.embed_audio(clip)
+        fit = [
+            scale * (audio @ slit.embed_text(text)).max()
+            + plain_match(slit, clip, text)
+            for text in texts
+        ]
+        expected.append(texts[int(np.argmax(fit))])
+        moved += expected[-1] != texts[0]
+    assert moved, "the likeliest beam is the most fitting one for every clip"
+    other = SLIT.from_pretrained(folder, batch_size=batch_size)
+    found = other.caption(clips, instruction="describe the audio", options=RERANKED)
+    assert found == expected
+    two = [(1, "describe the audio"), (0, "describe the audio")]
+    texts, _ = other.respond(other.clips(clips), two, options=RERANKED)
+    assert texts == [expected[1], expected[0]]
+
+
+def test_only_captions_are_reranked(slit, clips):
+    with pytest.raises(InferenceError, match="rerank is for captions, found 4"):
+        slit.answer(clips[0], "what is it?", options=RERANKED)
+    with pytest.raises(InferenceError, match="rerank is for captions"):
+        DecodeOptions(question_answering={"rerank": 2})
+    with pytest.raises(InferenceError, match="at most num_beams"):
+        slit.caption(clips[0], options={"num_beams": 2, "rerank": 4})
+
+
 def test_search_directions_are_not_swapped(slit, clips):
     found = slit.retrieve(slit.clips(clips), TEXTS, 0)["contrastive"]
     hits = slit.search(TEXTS[1], clips, rerank=0, top_k=3)
@@ -395,6 +435,8 @@ def test_waveforms_are_encoded_once_for_both_passes(slit, clips, monkeypatch):
     monkeypatch.setattr(slit.encoder, "forward", counted)
     slit.retrieve(slit.clips(clips), TEXTS, 3)
     assert sum(count) == len(clips)
+    slit.caption(clips, options=RERANKED)
+    assert sum(count) == 2 * len(clips)
 
 
 def test_scores_of_small_cases():
@@ -475,6 +517,8 @@ def test_generative_model_writes_without_instruction(tmp_path, tiny_parts, clips
     )
     slit = SLIT.from_pretrained(folder)
     assert slit.representation is None
+    with pytest.raises(InferenceError, match="no representation part"):
+        slit.caption(clips[0], options=RERANKED)
     captions = slit.caption(clips[:3], options=SHORT)
     assert captions == [slit.caption(c, options=SHORT) for c in clips[:3]]
     assert isinstance(slit.answer(clips[0], "what is it?", options=SHORT), str)
@@ -689,6 +733,22 @@ def test_what_the_system_cannot_do_is_said(folder, sets, tmp_path, caplog):
     decode_set(lone, sets / "dump" / "test_class", tmp_path / "c", OPTIONS)
     scores = read_npz(tmp_path / "c" / "classification" / "scores.npz")
     assert set(scores) == {"ids", "labels", "similarity", "matching"}
+
+
+def test_captions_are_not_reranked_without_the_part_that_does_it(
+    sets, tiny_parts, tmp_path, caplog
+):
+    folder = tiny_system.experiment(
+        tmp_path / "gen", tiny_parts, "generative", tiny_parts.t5
+    )
+    lone, options = SLIT.from_pretrained(folder), DecodeOptions(caption=RERANKED)
+    content = decode_set(lone, sets / "dump" / "test_caption", tmp_path / "a", options)
+    assert "captions are not re-ranked (rerank 4)" in caplog.text
+    assert "rerank" not in content["decoding"]["caption"]
+    likeliest = DecodeOptions(caption={**RERANKED, "rerank": 0})
+    decode_set(lone, sets / "dump" / "test_caption", tmp_path / "b", likeliest)
+    found, expected = (tmp_path / name / "caption" / "text" for name in "ab")
+    assert found.read_text() == expected.read_text()
 
 
 def test_cached_features_know_their_length(sets):

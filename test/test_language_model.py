@@ -237,6 +237,24 @@ def test_generation_in_a_padded_batch_is_that_of_each_row_alone(name, options, l
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
+def test_several_texts_of_a_row_are_its_beams(name, load):
+    lm = load(name)
+    inputs_of = prefix_of(lm), *inputs(lm)[0]
+    several = lm.generate_several(
+        *inputs_of, GenerationOptions(num_beams=3, max_new_tokens=8, rerank=3)
+    )
+    assert [len(set(texts)) for texts in several] == [3, 3, 3]
+    assert [texts[0] for texts in several] == lm.generate(*inputs_of, OPTIONS["beam"])
+    sampled = GenerationOptions(1, 8, do_sample=True, top_k=0, seed=0, rerank=4)
+    assert [len(texts) for texts in lm.generate_several(*inputs_of, sampled)] == [4] * 3
+
+
+def test_more_texts_than_beams_is_an_error():
+    with pytest.raises(ValueError, match=r"at most num_beams \(3\).*found 4"):
+        GenerationOptions(num_beams=3, rerank=4)
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
 def test_greedy_generation_takes_the_likeliest_token_at_each_step(name, load):
     """Token by token, without the cache: the loss and generate agree on positions."""
     lm = load(name)

@@ -44,7 +44,7 @@ def get_parser():
     command = add("caption", caption, "describe audio files")
     add_files(command)
     command.add_argument("--instruction", help="other wording than the default")
-    add_generation(command)
+    add_generation(command, rerank=True)
     add_model(command)
 
     command = add("ask", ask, "answer a question about audio files")
@@ -137,11 +137,15 @@ def add_files(command, nargs="+"):
     )
 
 
-def add_generation(command):
+def add_generation(command, rerank=False):
     """How texts are written."""
     group = command.add_argument_group("writing")
     group.add_argument("--num_beams", type=positive)
     group.add_argument("--max_new_tokens", type=positive)
+    if rerank:
+        group.add_argument(
+            "--rerank", type=positive, help="of so many beams, the one that fits best"
+        )
 
 
 def add_model(command):
@@ -266,8 +270,8 @@ def generation(args):
     """Fields of GenerationOptions that were given."""
     return {
         name: getattr(args, name)
-        for name in ("num_beams", "max_new_tokens")
-        if getattr(args, name) is not None
+        for name in ("num_beams", "max_new_tokens", "rerank")
+        if getattr(args, name, None) is not None
     }
 
 

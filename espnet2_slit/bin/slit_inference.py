@@ -153,7 +153,7 @@ def load(args):
         language_model=args.language_model,
         qformer_tokenizer=args.qformer_tokenizer,
     )
-    return slit, options
+    return slit, options.of_system(slit)
 
 
 def run_sets(slit, args, options):
