@@ -919,7 +919,7 @@ class SLIT:
             was, in its contrastive order. Equal texts have equal scores: they are
             compared once.
         """
-        part = self._need("representation")
+        self._need("representation")
         unique = list(dict.fromkeys(texts))
         if len(unique) < len(texts):
             row = {text: i for i, text in enumerate(unique)}

@@ -428,6 +428,7 @@ def predict(args):
             path = args.output_dir / f"{data_dir.name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             generate = read_config(args.config)["caption"]
+            generate.pop("rerank", None)  # it has no matching head to choose with
             predict_captions(model, preprocess, clips, path, generate)
         else:
             path = args.output_dir / f"{data_dir.name}.npz"
