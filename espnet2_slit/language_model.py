@@ -80,8 +80,9 @@ class GenerationOptions:
     def __post_init__(self):
         if not self.do_sample and self.rerank > self.num_beams:
             raise ValueError(
-                f"rerank: expected at most num_beams ({self.num_beams}) texts to choose "
-                f"from, found {self.rerank}. Raise num_beams, or sample (do_sample)."
+                f"rerank: expected at most num_beams ({self.num_beams}) texts to "
+                f"choose from, found {self.rerank}. Raise num_beams, or sample "
+                "(do_sample)."
             )
 
 
