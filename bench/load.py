@@ -8,6 +8,7 @@ shared with an existing directory, whose rows are repeated. Each is trained on b
     python bench/load.py --like dump/mini_beats/train_caption --samples 10000 1000000 \
         --output load.json -- --config conf/train_representation_mini.yaml ...
 
+With `--ranks 2`, two processes train together through gloo; memory is that of the larger.
 Give the training's options after --, without those of the training data. Run it where
 the paths in the directory's feats.scp are valid.
 """
@@ -39,7 +40,8 @@ def get_parser():
     parser.add_argument(
         "--samples", type=int, nargs="+", default=[10_000, 100_000, 1_000_000]
     )
-    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--num_workers", type=int, default=2, help="of each rank")
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--output", help="JSON")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the training")
     return parser
@@ -84,26 +86,44 @@ def allocated(root):
     return found[0] if found else 0.0, sum(found)
 
 
-def measure(words, folder):
+def of_rank(rank, ranks, store):
+    """Options of one of several processes that train together."""
+    if ranks == 1:
+        return []
+    return [
+        *["--dist_backend", "gloo", "--dist_init_method", f"file://{store}"],
+        *["--dist_world_size", str(ranks), "--dist_rank", str(rank)],
+    ]
+
+
+def measure(words, folder, ranks):
     """Train for a few steps; seconds to the first one, highest memory after one."""
     begin = time.monotonic()
+    command = [words + of_rank(rank, ranks, folder / "store") for rank in range(ranks)]
     child = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command[0], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    others = [subprocess.Popen(w, stderr=subprocess.DEVNULL) for w in command[1:]]
     root, facts, said, steps = psutil.Process(child.pid), {}, [], count(1)
     for line in child.stdout:
         said.append(line)
         if "epoch:train:" not in line:
             continue
         step = next(steps)
-        own, all_of_them = allocated(root)
+        pids = (child.pid, *(other.pid for other in others))
+        own, all_of_them = max(allocated(psutil.Process(pid)) for pid in pids)
         if step == 1:
             times = root.cpu_times()
             facts["first_step_s"] = round(time.monotonic() - begin, 1)
             facts["first_step_cpu_s"] = round(times.user + times.system, 1)
         for name, mib in (("memory_mib", own), ("with_workers_mib", all_of_them)):
             facts[name] = max(round(mib), facts.get(name, 0))
-    if child.wait() or not facts:
+    failed = child.wait()
+    for other in others:
+        if failed:
+            other.kill()
+        failed |= other.wait()
+    if failed or not facts:
         sys.exit(f"load: the training failed:\n{''.join(said[-30:])}")
     facts["files_mib"] = round(
         sum(path.stat().st_size for path in folder.iterdir()) / 2**20
@@ -124,7 +144,7 @@ def main():
             words += ["--output_dir", f"{where}/exp", "--max_epoch", "1"]
             words += ["--num_iters_per_epoch", str(STEPS), "--log_interval", "1"]
             words += ["--num_workers", str(args.num_workers), "--ngpu", "0"]
-            facts = {"samples": samples, **measure(words, folder)}
+            facts = {"samples": samples, **measure(words, folder, args.ranks)}
         print(facts, flush=True)
         results.append(facts)
     if args.output:
