@@ -8,7 +8,7 @@ shared with an existing directory, whose rows are repeated. Each is trained on b
     python bench/load.py --like dump/mini_beats/train_caption --samples 10000 1000000 \
         --output load.json -- --config conf/train_representation_mini.yaml ...
 
-With `--ranks 2`, two processes train together through gloo; memory is that of the larger.
+With `--ranks 2`, two processes train together through gloo; memory is the larger one's.
 Give the training's options after --, without those of the training data. Run it where
 the paths in the directory's feats.scp are valid.
 """
