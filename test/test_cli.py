@@ -73,7 +73,9 @@ def test_captions_of_one_and_of_several_files(run, slit, folder):
     assert [json.loads(line)["caption"] for line in lines] == expected
     options = {"num_beams": 3, "max_new_tokens": 4, "rerank": 3}
     words = [word for name, n in options.items() for word in (f"--{name}", str(n))]
-    assert run("caption", files[0], *words)[1] == [slit.caption(files[0], options=options)]
+    assert run("caption", files[0], *words)[1] == [
+        slit.caption(files[0], options=options)
+    ]
     status, _, error = run("caption", files[0], *FAST, "--rerank", "3")
     assert status == 1 and "at most num_beams (1)" in error
 

@@ -41,6 +41,7 @@ from espnet2_slit.templates import TEMPLATES
 
 LOGGER = logging.getLogger("mini")
 VERSION = 1
+SHORT_PAIRS = 24000
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
@@ -83,7 +84,7 @@ def training_text(seed, number, labels=()):
     for index in range(number):
         # Short texts first: finding a word of the question is learnt on them, in a
         # third of the time that it takes on scenes of two events.
-        relation = "single" if index < number // 2 else None
+        relation = "single" if index < min(number // 2, SHORT_PAIRS) else None
         scene = plan_scene(rng, "text", ALL_CLASSES, relation)
         told = caption(rng, scene, complete=True)
         draw = rng.random()
@@ -520,7 +521,7 @@ def main():
     )
     parser.add_argument("--output-dir", type=Path, default=Path("downloads/mini"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=48000)
+    parser.add_argument("--pairs", type=int, default=66000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--vocab-size", type=int, default=400)
