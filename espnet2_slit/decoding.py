@@ -68,8 +68,8 @@ class DecodeOptions:
         routes: how labels are scored, of similarity, matching and language_model.
         label_templates: texts with "{}" for the label.
         rerank: candidates of each query that the matching head looks at; 0 for none.
-        rerank_scale: of the cosine that is added to the matching logit; None: 1 /
-            temperature, the scale of logits; 1: the bare cosine, as LAVIS.
+        rerank_scale: of the cosine that is added to the matching logit in retrieval;
+            None: 1 / temperature, the scale of logits; 1: the bare cosine, as LAVIS.
         attention_clips: clips whose attention maps are kept for the report.
         seed: for sampling.
     """

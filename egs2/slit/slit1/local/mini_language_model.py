@@ -41,7 +41,7 @@ from espnet2_slit.templates import TEMPLATES
 
 LOGGER = logging.getLogger("mini")
 VERSION = 1
-SHORT_PAIRS = 24000
+SHORT_PAIRS = 24000  # of one event each, at most; the rest is as the corpus is
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
