@@ -42,6 +42,7 @@ from espnet2_slit.templates import TEMPLATES
 LOGGER = logging.getLogger("mini")
 VERSION = 1
 SHORT_PAIRS = 24000  # of one event each, at most; the rest is as the corpus is
+TOKENIZER_PAIRS = 48000  # have every word; more would only make other tokenizers
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
@@ -480,7 +481,7 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
     temporary = Path(tempfile.mkdtemp(prefix=".language_model.", dir=folder))
     try:
         text = training_text(seed, pairs, labels)
-        lines = tokenizer_text(text)
+        lines = tokenizer_text(text[:TOKENIZER_PAIRS])
         tokenizer = train_sentencepiece(lines, temporary / "language_model", vocab_size)
         wordpiece = make_wordpiece(lines, temporary / "qformer_tokenizer")
         model = build_model(tokenizer, seed)
