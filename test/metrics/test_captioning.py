@@ -194,7 +194,7 @@ def test_scores_do_not_depend_on_the_size_of_the_parts(tokens, part_size):
 
 
 def test_memory_is_that_of_a_part():
-    """Ten times the captions: the n-grams of one part stay as many."""
+    """The n-grams of one part are in memory, not those of the whole set."""
 
     def added_bytes(clips, part_size):
         generator = np.random.RandomState(0)
