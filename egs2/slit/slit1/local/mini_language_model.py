@@ -522,7 +522,7 @@ def main():
     )
     parser.add_argument("--output-dir", type=Path, default=Path("downloads/mini"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=66000)
+    parser.add_argument("--pairs", type=int, default=60000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--vocab-size", type=int, default=400)
