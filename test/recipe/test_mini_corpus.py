@@ -24,7 +24,7 @@ SIZES = {
     "test_class_unseen": 1,
 }
 FULL = {
-    "train": 2800,
+    "train": 2400,
     "valid": 160,
     "test": 200,
     "test_unseen": 200,

@@ -1122,7 +1122,7 @@ def main():
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--audio-dir", type=Path, default=Path("downloads/mini/audio"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--train", type=int, default=2800, help="training clips")
+    parser.add_argument("--train", type=int, default=2400, help="training clips")
     parser.add_argument("--valid", type=int, default=160)
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--test-unseen", type=int, default=200)

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # Options
 data_dir=data               # where the data directories go
 download_dir=downloads/mini # gets audio/ audio_encoder.pt language_model/ qformer_tokenizer/
-nj=2                        # processes: one trains the language model, the rest render audio
+nj=2                        # processes that render audio
 seed=1                      # of everything made here
 random_encoder=false        # true: leave the audio encoder untrained (ablation)
 python=python3              # the Python of the project's environment
@@ -23,19 +23,18 @@ parse_options "$@"
 . ./path.sh
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
 
-log "Mini corpus (2,800 training clips), audio encoder and language model:" \
+log "Mini corpus (2,400 training clips), audio encoder and language model:" \
     "about 5 minutes on two cores, 200 MB in ${download_dir}"
 mkdir -p "${download_dir}"
 
-# The language model needs no audio: it is trained beside the rest, and has a core of
-# its own: with two cores, both ends then take the same time.
+# The language model needs no audio: it is trained beside the rest, one core each.
 OMP_NUM_THREADS=1 ${python} local/mini_language_model.py \
     --output-dir "${download_dir}" --seed "${seed}" &
 language_model=$!
 trap 'kill ${language_model} 2>/dev/null || true' EXIT
 
 ${python} local/mini_corpus.py \
-    --data-dir "${data_dir}" --audio-dir "${download_dir}/audio" --seed "${seed}" --jobs "$((nj > 1 ? nj - 1 : 1))"
+    --data-dir "${data_dir}" --audio-dir "${download_dir}/audio" --seed "${seed}" --jobs "${nj}"
 encoder_options=()
 if ${random_encoder}; then encoder_options+=(--random); fi
 OMP_NUM_THREADS=1 ${python} local/mini_encoder.py --audio-dir "${download_dir}/audio" \
