@@ -392,11 +392,13 @@ def test_selected_clips_of_folded_frames_are_those_clips():
     torch.testing.assert_close(some, everything[index], **EXACT)
 
 
-def test_new_qformer_starts_as_bert_does():
+@pytest.mark.parametrize("conf, std", [({}, 0.02), (dict(initial_std=0.05), 0.05)])
+def test_new_qformer_starts_as_bert_does(conf, std):
     torch.manual_seed(0)
-    qformer = QFormer(64, 500, width=96, layers=2, heads=4, bos_id=1)
-    assert abs(qformer.query_tokens.std() - 0.02) < 0.002
-    assert abs(qformer.layers[0].cross_attention.key.weight.std() - 0.02) < 0.002
+    qformer = QFormer(64, 500, width=96, layers=2, heads=4, bos_id=1, **conf)
+    assert abs(qformer.query_tokens.std() - std) < 0.1 * std
+    assert abs(qformer.layers[0].cross_attention.key.weight.std() - std) < 0.1 * std
+    assert abs(qformer.embedding.word.weight.std() - std) < 0.1 * std
     assert not qformer.layers[0].cross_attention.key.bias.any()
     assert not qformer.embedding.word.weight[0].any()
 
@@ -440,6 +442,7 @@ def test_dropout_differs_between_clips_and_is_off_in_eval():
         (dict(max_windows=2), "frames_per_window.*found 0"),
         (dict(text_branch=False, language_head=True), "needs text_branch"),
         (dict(vocab_size=0), "needs the tokenizer's vocab_size"),
+        (dict(initial_std=0.0), "initial_std must be above 0, found 0.0"),
     ],
 )
 def test_impossible_sizes_are_named(conf, message):

@@ -329,7 +329,8 @@ class BaselineTask(SLITTask):
         tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
         args.qformer_tokenizer_identity = qformer_tokenizer_identity(tokenizer)
         sizes = dict(args.qformer_conf)
-        sizes.pop("num_queries", None)  # one vector speaks for a clip
+        for name in ("num_queries", "initial_std"):  # one vector; PyTorch's own start
+            sizes.pop(name, None)
         return DualEncoder(facts["width"], len(tokenizer), **sizes, **args.model_conf)
 
 

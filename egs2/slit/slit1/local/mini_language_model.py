@@ -43,7 +43,7 @@ LOGGER = logging.getLogger("mini")
 VERSION = 1
 SHORT_PAIRS = 24000  # of one event each, at most; the rest is as the corpus is
 # T5's embeddings start at 1, its matrices at 0.1 and less: at the same rate, in as few
-# steps, words hardly move (after 25,000 texts a held-out caption costs 0.60, else 0.68).
+# steps, words hardly move (loss of captions after 25,000 texts: 0.60, else 0.68).
 EMBEDDING_RATE = 20
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
