@@ -126,7 +126,9 @@ def main() -> None:
                     for group, members in GROUPS.items():
                         taken = ask([ends[i] for i in members], what)
                         note = "warm-up" if turn == 0 else f"round {turn}"
-                        print(f"{note:<9}{what:<10}{group:<5}{taken:8.3f} s", flush=True)
+                        print(
+                            f"{note:<9}{what:<10}{group:<5}{taken:8.3f} s", flush=True
+                        )
                         if turn:
                             name = f"{what}_{group}"
                             times.setdefault(name, []).append({"wall_s": taken})
