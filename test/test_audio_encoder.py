@@ -244,8 +244,12 @@ def test_fixed_windows_cannot_be_changed(build):
         build("whisper", window_s=10.0)
 
 
-def test_lower_precision_is_close_and_ignores_outer_autocast(build):
-    exact, half = build("beats"), build("beats", precision="bfloat16")
+def test_lower_precision_is_close_and_ignores_outer_autocast(tmp_path):
+    # Of fewer than 16 channels a group, as the other tests' BEATs has, oneDNN's bfloat16
+    # convolution is wrong on CPUs with AMX (torch 2.13); published ones have 48 and more.
+    path = tiny.beats_checkpoint(tmp_path, conv_pos_groups=1)
+    exact = build_audio_encoder("beats", path=path)
+    half = build_audio_encoder("beats", path=path, precision="bfloat16")
     speech = batch([noise(1, RATE)])
     a, b = exact(*speech)[0], half(*speech)[0]
     assert b.dtype == torch.float32 and 0 < (a - b).abs().max() < 0.2

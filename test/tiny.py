@@ -47,9 +47,7 @@ BEATS = dict(
     encoder_ffn_embed_dim=32,
     encoder_attention_heads=2,
     conv_pos=16,
-    # Of fewer than 16 channels a group, oneDNN's bfloat16 convolution is wrong on CPUs
-    # that have AMX (torch 2.13); the published encoders have 48 and more.
-    conv_pos_groups=1,
+    conv_pos_groups=4,
     relative_position_embedding=True,
     num_buckets=20,
     max_distance=40,
