@@ -245,8 +245,8 @@ def test_fixed_windows_cannot_be_changed(build):
 
 
 def test_lower_precision_is_close_and_ignores_outer_autocast(tmp_path):
-    # Of fewer than 16 channels a group, as the other tests' BEATs has, oneDNN's bfloat16
-    # convolution is wrong on CPUs with AMX (torch 2.13); published ones have 48 and more.
+    # Of fewer than 16 channels a group, as other tests' BEATs has, oneDNN's bfloat16
+    # convolution is wrong on CPUs with AMX (torch 2.13); published ones have 48.
     path = tiny.beats_checkpoint(tmp_path, conv_pos_groups=1)
     exact = build_audio_encoder("beats", path=path)
     half = build_audio_encoder("beats", path=path, precision="bfloat16")
