@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 CUDA_BUSY_S = 0.2  # a shorter series of products would time its own start
 
@@ -94,6 +95,13 @@ def ratio(
     """Time of `name` over that of `reference`, round by round."""
     pairs = zip(times[name], times[reference], strict=True)
     return spread([own[key] / other[key] for own, other in pairs])
+
+
+def count_flops(step: Callable) -> float:
+    """Floating point operations of a step's matrix products, as they are executed."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
 
 
 def matmul(dtype: torch.dtype, device: str = "cpu") -> tuple[Callable, float]:

@@ -28,12 +28,11 @@ import tempfile
 
 import torch
 import transformers
-from alternate import alternate, clock, machine, ratio, spread, write
+from alternate import alternate, clock, count_flops, machine, ratio, spread, write
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from espnet2_slit.espnet_model import GenerativeModel, InstructionModel
 from espnet2_slit.frozen_attention import NAME
@@ -270,13 +269,6 @@ def check_equal(racers: dict[str, Racer], batch: dict) -> float:
     return difference
 
 
-def count_flops(racer: Racer, batch: dict) -> float:
-    """Floating point operations of a float32 step's matrix products, as executed."""
-    with FlopCounterMode(display=False) as counter:
-        racer.step(batch, "")
-    return float(counter.get_total_flops())
-
-
 def main() -> None:
     """Check, race, print, write."""
     args = get_parser().parse_args()
@@ -285,7 +277,10 @@ def main() -> None:
     ours = our_model(args)
     racers = {"plain": Racer(Plain(ours), args), "slit": Racer(ours, args)}
     difference = check_equal(racers, batch)
-    flops = {name: count_flops(racer, batch) for name, racer in racers.items()}
+    flops = {
+        name: count_flops(lambda r=racer: r.step(batch, ""))
+        for name, racer in racers.items()
+    }
     runs = {}
     for name in args.only:
         family, _, mode = name.partition("_")

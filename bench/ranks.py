@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from alternate import machine, matmul, ratio, spread, write
-from stage1_step import make_batch, our_model
+from stage1_step import DTYPES, make_batch, our_model
 
 GROUPS = {"one": [0], "two": [1, 2]}  # which processes
 
@@ -34,9 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=768, help="of the frames")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument(
-        "--precision", default="float32", choices=("float32", "bfloat16")
-    )
+    parser.add_argument("--precision", default="float32", choices=tuple(DTYPES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", help="JSON; a plot goes beside it")
     return parser
@@ -76,8 +74,7 @@ def serve(pipe: Connection, args: argparse.Namespace, rank: int, store: str) -> 
         if not loss.isfinite():
             raise SystemExit(f"loss of rank {rank}: {loss.item()}")
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    product, _ = matmul(kinds[args.precision])
+    product, _ = matmul(DTYPES[args.precision])
 
     def products() -> None:
         for _ in range(5):

@@ -35,9 +35,17 @@ import sys
 from pathlib import Path
 
 import torch
-from alternate import alternate, clock, machine, matmul, ratio, spread, write
+from alternate import (
+    alternate,
+    clock,
+    count_flops,
+    machine,
+    matmul,
+    ratio,
+    spread,
+    write,
+)
 from stage1_peers import BOS, CLS, MAX_TEXT, PAD, SEP, VOCAB, Lavis, Transformers
-from torch.utils.flop_counter import FlopCounterMode
 
 from espnet2_slit.espnet_model import RepresentationModel
 from espnet2_slit.qformer import QFormer
@@ -197,13 +205,6 @@ def check_equal(families: list[str], args: argparse.Namespace) -> float:
     return worst
 
 
-def count_flops(family: Family, batch: dict) -> float:
-    """Floating point operations of a step's matrix products, as they are executed."""
-    with FlopCounterMode(display=False) as counter:
-        family.step(batch)
-    return float(counter.get_total_flops())
-
-
 def peak_extra_mb(name: str, args: argparse.Namespace) -> float:
     """Peak memory of a step above the level between steps."""
     if args.device == "cuda":  # counts its tensors by itself
@@ -263,7 +264,10 @@ def main() -> None:
 
     batch = make_batch(args, args.batch)
     families = {name: Family(name, args) for name in family_names}
-    flops = {name: count_flops(family, batch) for name, family in families.items()}
+    flops = {
+        name: count_flops(lambda f=family: f.step(batch))
+        for name, family in families.items()
+    }
     racers, limits = {}, {}
     for kind, dtype in DTYPES.items():
         racers[f"matmul_{kind}"], limits[kind] = matmul(dtype, args.device)
