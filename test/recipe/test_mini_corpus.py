@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -651,6 +652,8 @@ def test_language_model_reloads_with_auto_classes(language_model):
     assert tokenizer.unk_token_id not in ids and ids[-1] == model.config.eos_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True) == "is there a rising hiss?"
     assert tokenizer.unk_token_id not in tokenizer("zebra (42%)").input_ids
+    words = "a buzz and an ascending hum mixed with a throbbing honk at the same time"
+    assert tokenizer.tokenize(words) == [f"\u2581{word}" for word in words.split()]
     out = model.generate(torch.tensor([ids]), max_new_tokens=4)
     assert out.shape[0] == 1
 
@@ -713,6 +716,18 @@ def test_language_model_learns(language_model):
     module.train(model, encoded, 32, 3e-3, 1)
     trained = module.evaluate(model, encoded[:200])["caption"]["loss"]
     assert trained < 0.5 * untrained
+
+
+def test_names_both_counts_descriptions_whose_sources_come_back(language_model):
+    from transformers import AutoTokenizer
+
+    module, folder, about = language_model
+    tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
+    echo = types.SimpleNamespace(generate=lambda input_ids, **_: input_ids)
+    assert module.names_both(echo, tokenizer, 1, 20) == 1
+    first = types.SimpleNamespace(generate=lambda input_ids, **_: input_ids[:, :2])
+    assert module.names_both(first, tokenizer, 1, 20) == 0
+    assert 0 <= about["names_both"] <= 1
 
 
 def test_language_model_of_labels_knows_their_words(tmp_path):
