@@ -97,10 +97,10 @@ def ratio(
     return spread([own[key] / other[key] for own, other in pairs])
 
 
-def count_flops(step: Callable) -> float:
+def count_flops(step: Callable, *args: object) -> float:
     """Floating point operations of a step's matrix products, as they are executed."""
     with FlopCounterMode(display=False) as counter:
-        step()
+        step(*args)
     return float(counter.get_total_flops())
 
 

@@ -277,10 +277,7 @@ def main() -> None:
     ours = our_model(args)
     racers = {"plain": Racer(Plain(ours), args), "slit": Racer(ours, args)}
     difference = check_equal(racers, batch)
-    flops = {
-        name: count_flops(lambda r=racer: r.step(batch, ""))
-        for name, racer in racers.items()
-    }
+    flops = {name: count_flops(r.step, batch, "") for name, r in racers.items()}
     runs = {}
     for name in args.only:
         family, _, mode = name.partition("_")

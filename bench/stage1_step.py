@@ -264,10 +264,7 @@ def main() -> None:
 
     batch = make_batch(args, args.batch)
     families = {name: Family(name, args) for name in family_names}
-    flops = {
-        name: count_flops(lambda f=family: f.step(batch))
-        for name, family in families.items()
-    }
+    flops = {name: count_flops(f.step, batch) for name, f in families.items()}
     racers, limits = {}, {}
     for kind, dtype in DTYPES.items():
         racers[f"matmul_{kind}"], limits[kind] = matmul(dtype, args.device)
