@@ -150,8 +150,31 @@ _CHATTY = (
 _prepared = False
 
 
-def prepare_espnet_import() -> None:
+@contextlib.contextmanager
+def _unchecked_import() -> Iterator[None]:
+    """Import without typeguard's checks of arguments at run time.
+
+    For each function that it checks it parses and compiles the whole module anew: a
+    third of the seconds of importing ESPnet.
+    """
+    import typeguard
+
+    def unchecked(target: Any = None, **_options: Any) -> Any:
+        return unchecked if target is None else target
+
+    checked = typeguard.typechecked
+    typeguard.typechecked = unchecked  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked
+
+
+def prepare_espnet_import(*modules: str) -> None:
     """Check what ESPnet needs to be imported, and import it without downloads.
+
+    Args:
+        modules: of ESPnet that the caller imports next and that import much.
 
     Raises:
         ImportError: torchaudio was built for CUDA and torch for the CPU (or the
@@ -159,8 +182,27 @@ def prepare_espnet_import() -> None:
             install.
     """
     global _prepared
-    if _prepared:
-        return
+    if not _prepared:
+        _check_audio()
+        kaldi_io()
+        # ESPnet's preprocessor imports all that is done to text, of which we need
+        # nothing. These two take a third of the seconds of importing ESPnet, g2p_en
+        # calls nltk.download twice.
+        _defer_import("g2p_en")
+        _defer_import("tacotron_cleaner")
+        _defer_import("tacotron_cleaner.cleaners")
+        _prepared = True
+    with _quiet_import(), _unchecked_import():
+        importlib.import_module("espnet2.train.preprocessor")
+        for module in _CHATTY:
+            with contextlib.suppress(ModuleNotFoundError):  # of the other ESPnet
+                importlib.import_module(module)
+        for module in modules:
+            importlib.import_module(module)
+
+
+def _check_audio() -> None:
+    """torchaudio loads beside this torch."""
     import torch
 
     try:
@@ -185,16 +227,3 @@ def prepare_espnet_import() -> None:
             "environment up again with tools/."
         ) from error
     del torchaudio
-    kaldi_io()
-    # ESPnet's preprocessor imports all that is done to text, of which we need nothing.
-    # These two take a third of the seconds of importing ESPnet, g2p_en calls
-    # nltk.download twice.
-    _defer_import("g2p_en")
-    _defer_import("tacotron_cleaner")
-    _defer_import("tacotron_cleaner.cleaners")
-    with _quiet_import():
-        importlib.import_module("espnet2.train.preprocessor")
-        for module in _CHATTY:
-            with contextlib.suppress(ModuleNotFoundError):  # of the other ESPnet
-                importlib.import_module(module)
-    _prepared = True

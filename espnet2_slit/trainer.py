@@ -28,7 +28,7 @@ from espnet2_slit.checkpoint import (
 from espnet2_slit.scheduler import WarmupCosine
 from espnet2_slit.step_checkpoint import Batch, ResumableEpoch
 
-compat.prepare_espnet_import()
+compat.prepare_espnet_import("espnet2.train.trainer")
 
 from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
 from espnet2.train.reporter import Reporter, SubReporter  # noqa: E402

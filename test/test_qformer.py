@@ -106,6 +106,36 @@ def test_packed_text_equals_padded_text(monkeypatch):
         torch.testing.assert_close(parameter.grad, before, rtol=1e-4, atol=1e-4)
 
 
+def test_packed_padding_changes_no_result(monkeypatch):
+    """Rows filled up to a multiple, as under bfloat16 autocast."""
+    qformer, batch = tiny_qformer(), tiny_batch()
+    exact = all_outputs(qformer, batch)
+    sum(o.double().square().sum() for o in exact.values()).backward()
+    gradients = [p.grad.clone() for p in qformer.parameters()]
+    qformer.zero_grad()
+    filled = []
+    original = TextLayout.ids_and_positions
+
+    def count(layout, text):
+        ids, positions = original(layout, text)
+        filled.append((len(ids), layout.tokens, layout.sequences * layout.longest))
+        return ids, positions
+
+    monkeypatch.setattr(TextLayout, "ids_and_positions", count)
+    monkeypatch.setattr("espnet2_slit.qformer.ROW_MULTIPLE", 3)
+    # in float32: the rows alone must change nothing
+    monkeypatch.setattr("espnet2_slit.qformer._fills_rows", lambda: True)
+    outputs = all_outputs(qformer, batch)
+    packed = [row for row in filled if row[1] is not None]
+    assert any(rows > tokens for rows, tokens, _ in packed)
+    assert all(rows % 3 == 0 or rows == block for rows, _, block in packed)
+    for name in exact:
+        torch.testing.assert_close(outputs[name], exact[name], **EXACT)
+    sum(o.double().square().sum() for o in outputs.values()).backward()
+    for before, parameter in zip(gradients, qformer.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, before, rtol=1e-4, atol=1e-4)
+
+
 def test_pairs_in_any_order_equal_each_pair_alone():
     qformer, batch = tiny_qformer().eval(), tiny_batch(4)
     memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])

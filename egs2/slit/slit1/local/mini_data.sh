@@ -27,8 +27,9 @@ log "Mini corpus (2,400 training clips), audio encoder and language model:" \
     "about 6 minutes on two cores, 200 MB in ${download_dir}"
 mkdir -p "${download_dir}"
 
-# The language model needs no audio: it is trained beside the rest, one core each.
-OMP_NUM_THREADS=1 ${python} local/mini_language_model.py \
+# The language model needs no audio: it is trained beside the rest, one core each. The
+# encoder, which takes longest, waits for the audio, so rendering goes first.
+OMP_NUM_THREADS=1 nice ${python} local/mini_language_model.py \
     --output-dir "${download_dir}" --seed "${seed}" &
 language_model=$!
 trap 'kill ${language_model} 2>/dev/null || true' EXIT

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 import torchaudio.compliance.kaldi
 from mini_corpus import (
     BACKGROUNDS,
@@ -115,8 +116,13 @@ def encode(encoder, frames):
     Returns:
         (B, T, D_a), 8 patches (low to high) for each 160 ms.
     """
-    patches = encoder.patch_embedding(frames.unsqueeze(1))  # (B,C,time,8)
-    tokens = encoder.layer_norm(patches.flatten(2).transpose(1, 2))
+    # The patches do not overlap, so their convolution is a matrix product, of which
+    # backward takes less: a tenth of a step.
+    patches = frames.unfold(1, FRAMES_PER_PATCH, FRAMES_PER_PATCH)  # (B,T,128,16)
+    patches = patches.unflatten(2, (BANDS, -1)).transpose(3, 4)  # (B,T,8,time,mel)
+    weight = encoder.patch_embedding.weight.flatten(1)
+    tokens = F.linear(patches.flatten(3).flatten(1, 2), weight)
+    tokens = encoder.layer_norm(tokens)
     if encoder.post_extract_proj is not None:
         tokens = encoder.post_extract_proj(tokens)
     return encoder.encoder(encoder.dropout_input(tokens))[0]
@@ -312,7 +318,7 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed):
                 logits = tagger(encode(encoder, frames))  # (B,T,tags)
             # Every band of a step has to tell its tags, not their mean alone: a query
             # that looks anywhere then finds them.
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            loss = F.binary_cross_entropy_with_logits(
                 logits.float(), tags.repeat_interleave(BANDS, dim=1)
             )
             optimizer.zero_grad()

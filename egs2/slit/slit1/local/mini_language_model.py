@@ -60,7 +60,7 @@ MODEL = {
     "num_heads": 4,
     "relative_attention_num_buckets": 16,
     "relative_attention_max_distance": 64,
-    "feed_forward_proj": "gated-gelu",
+    "feed_forward_proj": "gated-gelu_pytorch_tanh",  # gated-gelu in one pass
     "dropout_rate": 0.0,
     "tie_word_embeddings": True,
 }
