@@ -10,6 +10,8 @@ contestants take turns within one process:
     slit_medium   float32 through oneDNN (set_float32_matmul_precision medium)
     compiled      ours, each layer through torch.compile (only where --only names it)
     compiled_bf16 the same with `precision: bfloat16`
+    unfilled_bf16 ours in bfloat16 without rows filled up to a multiple (only where
+                  --only names it; tells something with --vary)
     transformers  the same losses written plainly on Blip2QFormerModel (SDPA)
     lavis         LAVIS' own forward from --lavis DIR (a checkout), unchanged
     lavis_bf16    the same under bfloat16 autocast
@@ -24,14 +26,17 @@ products run among them; their rate is the limit of what the machine can do.
     python bench/stage1_step.py --lavis ~/LAVIS --device cuda --output gpu.json
 
 Memory is the peak during a step above what is held between steps; on a CPU it is
-measured in a process of its own for each contestant.
+measured in a process of its own for each contestant. With --vary every step gets
+another batch, as in training, with captions of other lengths.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,8 +52,8 @@ from alternate import (
 )
 from stage1_peers import BOS, CLS, MAX_TEXT, PAD, SEP, VOCAB, Lavis, Transformers
 
+from espnet2_slit import qformer
 from espnet2_slit.espnet_model import RepresentationModel
-from espnet2_slit.qformer import QFormer
 
 CONTESTANTS = (
     "slit",
@@ -56,6 +61,7 @@ CONTESTANTS = (
     "slit_medium",
     "compiled",
     "compiled_bf16",
+    "unfilled_bf16",
     "transformers",
     "lavis",
     "lavis_bf16",
@@ -81,6 +87,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--lavis", help="checkout of salesforce/LAVIS")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS)
+    parser.add_argument("--vary", action="store_true", help="another batch each step")
     parser.add_argument("--no_memory", action="store_true")
     parser.add_argument("--memory_of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--output", help="JSON; a plot goes beside it")
@@ -110,7 +117,7 @@ def make_batch(args: argparse.Namespace, batch: int, seed: int = 0) -> dict:
 def our_model(args: argparse.Namespace) -> RepresentationModel:
     """With the same random weights at every call."""
     torch.manual_seed(0)
-    qformer = QFormer(
+    bert = qformer.QFormer(
         args.width,
         VOCAB,
         layers=args.layers,
@@ -118,14 +125,14 @@ def our_model(args: argparse.Namespace) -> RepresentationModel:
         bos_id=BOS,
         gradient_checkpointing=args.gradient_checkpointing,
     )
-    return RepresentationModel(qformer, joint_width=256, gather=args.gather)
+    return RepresentationModel(bert, joint_width=256, gather=args.gather)
 
 
 class Family:
     """A model with its optimizer; the number formats of it share both.
 
     Args:
-        name: "slit", "compiled", "transformers" or "lavis".
+        name: "slit", "compiled", "unfilled", "transformers" or "lavis".
         args: of the command line.
     """
 
@@ -142,6 +149,7 @@ class Family:
             self.model.parameters(), lr=1e-6, fused=None if name in peers else True
         )
         self.device = args.device
+        self.row_multiple = 1 if name == "unfilled" else qformer.ROW_MULTIPLE
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         """The three losses by name."""
@@ -158,6 +166,7 @@ class Family:
         torch.set_float32_matmul_precision(precision)
         self.optimizer.zero_grad(set_to_none=True)
         if is_ours:
+            qformer.ROW_MULTIPLE = self.row_multiple
             self.model.precision = "bfloat16" if bf16 else "float32"
             # ESPnet's collate pads no further than the longest caption
             text = batch["qformer_text"][:, : int(batch["qformer_text_lengths"].max())]
@@ -252,7 +261,7 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(measure_memory(args.memory_of, args)))
         return
-    left_out = ("compiled",) if args.lavis else ("compiled", "lavis")
+    left_out = ("compiled", "unfilled") + (() if args.lavis else ("lavis",))
     names = args.only or [n for n in CONTESTANTS if not n.startswith(left_out)]
     if any("lavis" in name for name in names) and not args.lavis:
         raise SystemExit("give --lavis DIR, a checkout of salesforce/LAVIS")
@@ -262,15 +271,22 @@ def main() -> None:
     if not args.no_memory:
         memory = {name: peak_extra_mb(name, args) for name in names}
 
-    batch = make_batch(args, args.batch)
+    def batches() -> Iterator[dict]:
+        for seed in itertools.count():
+            yield make_batch(args, args.batch, seed if args.vary else 0)
+
+    def racer(name: str) -> Callable:
+        family, _, mode = name.partition("_")
+        mine = batches()  # the same ones for every contestant
+        return lambda: families[family].step(next(mine), mode)
+
     families = {name: Family(name, args) for name in family_names}
+    batch = make_batch(args, args.batch)
     flops = {name: count_flops(f.step, batch) for name, f in families.items()}
     racers, limits = {}, {}
     for kind, dtype in DTYPES.items():
         racers[f"matmul_{kind}"], limits[kind] = matmul(dtype, args.device)
-    for name in names:
-        family, _, mode = name.partition("_")
-        racers[name] = lambda f=families[family], m=mode: f.step(batch, m)
+    racers |= {name: racer(name) for name in names}
     times, _ = alternate(racers, args.rounds, args.device)
 
     key = clock(args.device)
@@ -279,7 +295,7 @@ def main() -> None:
         for reference in names:
             theirs = reference.split("_")[0]
             compared = theirs in ("transformers", "lavis")
-            compared |= theirs == "slit" and name.startswith("compiled")
+            compared |= theirs == "slit" and name.startswith(("compiled", "unfilled"))
             if reference != name and compared:
                 ratios[f"{name}/{reference}"] = ratio(times, name, reference, key)
         family, _, mode = name.partition("_")

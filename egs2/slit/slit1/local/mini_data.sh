@@ -24,7 +24,7 @@ parse_options "$@"
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
 
 log "Mini corpus (2,400 training clips), audio encoder and language model:" \
-    "about 6 minutes on two cores, 200 MB in ${download_dir}"
+    "about 5 minutes on two cores, 200 MB in ${download_dir}"
 mkdir -p "${download_dir}"
 
 # The language model needs no audio: it is trained beside the rest, one core each. The
