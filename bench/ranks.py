@@ -89,12 +89,15 @@ def serve(pipe: Connection, args: argparse.Namespace, rank: int, store: str) -> 
 
 def ask(pipes: list[Connection], what: str) -> float:
     """Wall seconds until the last of these processes is done."""
-    for pipe in pipes:
-        pipe.send(what)
     try:
+        for pipe in pipes:
+            pipe.send(what)
         return max(pipe.recv() for pipe in pipes)
-    except EOFError:
-        raise SystemExit(f"a process ended in {what}; its message is above") from None
+    except (BrokenPipeError, EOFError):
+        raise SystemExit(
+            f"a process ended before {what}: its message is above; if there is none,"
+            " the system killed it for want of memory (take a smaller --batch)"
+        ) from None
 
 
 def main() -> None:
