@@ -25,7 +25,7 @@ from espnet2_slit.checkpoint import (
     training_state,
 )
 
-compat.prepare_espnet_import()
+compat.prepare_espnet_import("espnet2.train.reporter")
 
 from espnet2.train.reporter import (  # noqa: E402
     Average,

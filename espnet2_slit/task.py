@@ -40,7 +40,7 @@ from espnet2_slit.qformer import QFormer
 from espnet2_slit.scheduler import WarmupCosine
 from espnet2_slit.trainer import SLITTrainer
 
-compat.prepare_espnet_import("espnet2.tasks.abs_task")
+compat.prepare_espnet_import("espnet2.tasks.abs_task", "espnet2.train.collate_fn")
 
 from espnet2.tasks.abs_task import (  # noqa: E402
     AbsTask,

@@ -186,3 +186,19 @@ def test_what_espnet_would_import_for_speech_synthesis_waits_until_asked_for():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert "False DOCTOR TWELVE <class 'g2p_en.g2p.G2p'>" in done.stdout, done.stderr
+
+
+def test_typeguard_compiles_nothing_of_espnet_and_is_itself_afterwards():
+    code = (
+        "import typeguard, typeguard._decorators as own;"
+        "typechecked, instrument, seen = typeguard.typechecked, own.instrument, set();"
+        "own.instrument = lambda f: (seen.add(f.__module__), instrument(f))[1];"
+        "import espnet2_slit.task;"
+        "print(sorted(m.split('.')[0] for m in seen if not m.startswith('torch')),"
+        " typeguard.typechecked is typechecked)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "espnet2'" not in done.stdout and "espnet2_slit" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith("True")
