@@ -36,7 +36,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -271,18 +271,16 @@ def main() -> None:
     if not args.no_memory:
         memory = {name: peak_extra_mb(name, args) for name in names}
 
-    def batches() -> Iterator[dict]:
-        for seed in itertools.count():
-            yield make_batch(args, args.batch, seed if args.vary else 0)
+    families = {name: Family(name, args) for name in family_names}
+    seeds = range(args.rounds + 1 if args.vary else 1)  # the warm-up takes one, too
+    batches = [make_batch(args, args.batch, seed) for seed in seeds]
+    flops = {name: count_flops(f.step, batches[0]) for name, f in families.items()}
 
     def racer(name: str) -> Callable:
         family, _, mode = name.partition("_")
-        mine = batches()  # the same ones for every contestant
+        mine = itertools.cycle(batches)  # the same ones for every contestant
         return lambda: families[family].step(next(mine), mode)
 
-    families = {name: Family(name, args) for name in family_names}
-    batch = make_batch(args, args.batch)
-    flops = {name: count_flops(f.step, batch) for name, f in families.items()}
     racers, limits = {}, {}
     for kind, dtype in DTYPES.items():
         racers[f"matmul_{kind}"], limits[kind] = matmul(dtype, args.device)

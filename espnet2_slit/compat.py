@@ -14,6 +14,7 @@ import importlib.util
 import io
 import pickle
 import sys
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator
 
@@ -147,7 +148,6 @@ _CHATTY = (
     "espnet2.legacy.nets.pytorch_backend.transformer.attention",
     "espnet.nets.pytorch_backend.transformer.attention",
 )
-_prepared = False
 
 
 @contextlib.contextmanager
@@ -181,24 +181,28 @@ def prepare_espnet_import(*modules: str) -> None:
             other way round), or one of them is missing; the message says what to
             install.
     """
-    global _prepared
-    if not _prepared:
-        _check_audio()
-        kaldi_io()
-        # ESPnet's preprocessor imports all that is done to text, of which we need
-        # nothing. These two take a third of the seconds of importing ESPnet, g2p_en
-        # calls nltk.download twice.
-        _defer_import("g2p_en")
-        _defer_import("tacotron_cleaner")
-        _defer_import("tacotron_cleaner.cleaners")
-        _prepared = True
+    _prepare()
+    with _unchecked_import():
+        for module in modules:
+            importlib.import_module(module)
+
+
+@lru_cache(maxsize=None)
+def _prepare() -> None:
+    """What all of ESPnet needs, once."""
+    _check_audio()
+    kaldi_io()
+    # ESPnet's preprocessor imports all that is done to text, of which we need nothing.
+    # These two take a third of the seconds of importing ESPnet, g2p_en calls
+    # nltk.download twice.
+    _defer_import("g2p_en")
+    _defer_import("tacotron_cleaner")
+    _defer_import("tacotron_cleaner.cleaners")
     with _quiet_import(), _unchecked_import():
         importlib.import_module("espnet2.train.preprocessor")
         for module in _CHATTY:
             with contextlib.suppress(ModuleNotFoundError):  # of the other ESPnet
                 importlib.import_module(module)
-        for module in modules:
-            importlib.import_module(module)
 
 
 def _check_audio() -> None:

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from espnet2_slit.attention import Dropout, attend
 
 FRAME_NORM_EPS = 1e-5  # LayerNorm on encoder frames; BERT's own norms use 1e-12
-ROW_MULTIPLE = 32
+ROW_MULTIPLE = 32  # of packed rows in bfloat16, see _fills_rows
 
 
 class _Pad(torch.autograd.Function):

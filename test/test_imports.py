@@ -45,6 +45,13 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def run_code(code):
+    """In a Python of its own, which has imported nothing."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+
+
 @lru_cache(maxsize=None)
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -166,9 +173,7 @@ def test_import_is_light(module):
         "print(sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'numpy', "
         "'transformers', 'espnet2', 'espnet', 'scipy', 'matplotlib', 'nltk'}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_code(code)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -182,9 +187,7 @@ def test_what_espnet_would_import_for_speech_synthesis_waits_until_asked_for():
         "from espnet2.text import phoneme_tokenizer;"
         "print(before, TextCleaner('tacotron')('Dr. 12'), phoneme_tokenizer.g2p_en.G2p)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_code(code)
     assert "False DOCTOR TWELVE <class 'g2p_en.g2p.G2p'>" in done.stdout, done.stderr
 
 
@@ -197,8 +200,6 @@ def test_typeguard_compiles_nothing_of_espnet_and_is_itself_afterwards():
         "print(sorted(m.split('.')[0] for m in seen if not m.startswith('torch')),"
         " typeguard.typechecked is typechecked)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_code(code)
     assert "espnet2'" not in done.stdout and "espnet2_slit" in done.stdout, done.stderr
     assert done.stdout.strip().endswith("True")

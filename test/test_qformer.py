@@ -83,13 +83,26 @@ def test_outputs_do_not_depend_on_batch_neighbours():
             torch.testing.assert_close(tensor, together[name][[3, 1, 0]], **EXACT)
 
 
+def outputs_and_gradients(qformer, batch):
+    """`all_outputs` and every weight's gradient of the sum of their squares."""
+    qformer.zero_grad()
+    outputs = all_outputs(qformer, batch)
+    sum(o.double().square().sum() for o in outputs.values()).backward()
+    return outputs, [p.grad.clone() for p in qformer.parameters()]
+
+
+def assert_close_to(outputs, gradients, qformer, batch):
+    found, found_gradients = outputs_and_gradients(qformer, batch)
+    for name in outputs:
+        torch.testing.assert_close(found[name], outputs[name], **EXACT)
+    for gradient, before in zip(found_gradients, gradients, strict=True):
+        torch.testing.assert_close(gradient, before, rtol=1e-4, atol=1e-4)
+
+
 def test_packed_text_equals_padded_text(monkeypatch):
     """The layout of an accelerator, run here."""
     qformer, batch = tiny_qformer(), tiny_batch()
-    packed = all_outputs(qformer, batch)
-    sum(o.double().square().sum() for o in packed.values()).backward()
-    gradients = [p.grad.clone() for p in qformer.parameters()]
-    qformer.zero_grad()
+    packed, gradients = outputs_and_gradients(qformer, batch)
     original = TextLayout.__init__
     monkeypatch.setattr(
         TextLayout,
@@ -98,21 +111,13 @@ def test_packed_text_equals_padded_text(monkeypatch):
             self, lengths, width, bool(pack)
         ),
     )
-    padded = all_outputs(qformer, batch)
-    for name in packed:
-        torch.testing.assert_close(padded[name], packed[name], **EXACT)
-    sum(o.double().square().sum() for o in padded.values()).backward()
-    for before, parameter in zip(gradients, qformer.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, before, rtol=1e-4, atol=1e-4)
+    assert_close_to(packed, gradients, qformer, batch)
 
 
 def test_packed_padding_changes_no_result(monkeypatch):
     """Rows filled up to a multiple, as under bfloat16 autocast."""
     qformer, batch = tiny_qformer(), tiny_batch()
-    exact = all_outputs(qformer, batch)
-    sum(o.double().square().sum() for o in exact.values()).backward()
-    gradients = [p.grad.clone() for p in qformer.parameters()]
-    qformer.zero_grad()
+    exact, gradients = outputs_and_gradients(qformer, batch)
     filled = []
     original = TextLayout.ids_and_positions
 
@@ -125,15 +130,10 @@ def test_packed_padding_changes_no_result(monkeypatch):
     monkeypatch.setattr("espnet2_slit.qformer.ROW_MULTIPLE", 3)
     # in float32: the rows alone must change nothing
     monkeypatch.setattr("espnet2_slit.qformer._fills_rows", lambda: True)
-    outputs = all_outputs(qformer, batch)
+    assert_close_to(exact, gradients, qformer, batch)
     packed = [row for row in filled if row[1] is not None]
     assert any(rows > tokens for rows, tokens, _ in packed)
     assert all(rows % 3 == 0 or rows == block for rows, _, block in packed)
-    for name in exact:
-        torch.testing.assert_close(outputs[name], exact[name], **EXACT)
-    sum(o.double().square().sum() for o in outputs.values()).backward()
-    for before, parameter in zip(gradients, qformer.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, before, rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_in_any_order_equal_each_pair_alone():
