@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from alternate import alternate, clock, machine, ratio, spread, write
 
-from espnet2_slit import templates
-from espnet2_slit.decoding import EvaluationSet
-from espnet2_slit.inference import (
+from espnet2_slit.common import templates
+from espnet2_slit.inference.decoding import EvaluationSet
+from espnet2_slit.inference.slit import (
     SLIT,
     generation_options,
     top_indices,
     wanted_pairs,
 )
-from espnet2_slit.qformer import sinusoids
+from espnet2_slit.model.qformer import sinusoids
 
 PARTS = "captions", "ranking", "reranking"
 
@@ -116,7 +116,7 @@ def plain_transformers(slit, clips, options, folder):
     """Caption clip by clip with transformers' own classes and the same weights."""
     from transformers import InstructBlipQFormerModel
 
-    from espnet2_slit.qformer_weights import export_to_transformers
+    from espnet2_slit.model.qformer_weights import export_to_transformers
 
     part = slit.generator
     ours = part.model.qformer

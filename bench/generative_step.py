@@ -34,11 +34,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
-from espnet2_slit.espnet_model import GenerativeModel, InstructionModel
-from espnet2_slit.frozen_attention import NAME
-from espnet2_slit.language_model import LanguageModel, PromptEncoder
-from espnet2_slit.qformer import QFormer
-from espnet2_slit.qformer_weights import export_to_transformers
+from espnet2_slit.model.espnet_model import GenerativeModel, InstructionModel
+from espnet2_slit.model.frozen_attention import NAME
+from espnet2_slit.model.language_model import LanguageModel, PromptEncoder
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_weights import export_to_transformers
 
 CONTESTANTS = (
     "slit",

@@ -26,8 +26,8 @@ import torch
 from alternate import machine, spread, timed, write
 from scoring import make_captions
 
-from espnet2_slit import compat
-from espnet2_slit.metrics.captioning import ngram_scores, rouge_l
+from espnet2_slit.common import compat
+from espnet2_slit.scoring.metrics.captioning import ngram_scores, rouge_l
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()

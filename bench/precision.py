@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from alternate import machine, spread, timed, write
 
-from espnet2_slit import compat
-from espnet2_slit.espnet_model import PRECISIONS
+from espnet2_slit.common import compat
+from espnet2_slit.model.espnet_model import PRECISIONS
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()

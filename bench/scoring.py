@@ -15,10 +15,10 @@ import time
 
 import numpy as np
 
-from espnet2_slit.metrics.bootstrap import Items, intervals, mean_items
-from espnet2_slit.metrics.captioning import ngram_scores, rouge_l
-from espnet2_slit.metrics.retrieval import audio_to_text, text_to_audio
-from espnet2_slit.metrics.tokenization import choose_tokenizer, tokenize
+from espnet2_slit.scoring.metrics.bootstrap import Items, intervals, mean_items
+from espnet2_slit.scoring.metrics.captioning import ngram_scores, rouge_l
+from espnet2_slit.scoring.metrics.retrieval import audio_to_text, text_to_audio
+from espnet2_slit.scoring.metrics.tokenization import choose_tokenizer, tokenize
 
 REFERENCES = 5
 

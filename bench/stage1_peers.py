@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet2_slit.espnet_model import RepresentationModel
+from espnet2_slit.model.espnet_model import RepresentationModel
 
 VOCAB, BOS, CLS, SEP, PAD = 30523, 30522, 101, 102, 0
 MAX_TEXT = 32  # LAVIS pads every caption to this
@@ -58,7 +58,7 @@ class Transformers(nn.Module):
     def copy(self, ours: RepresentationModel) -> None:
         from safetensors.torch import load_file
 
-        from espnet2_slit.qformer_weights import export_to_transformers
+        from espnet2_slit.model.qformer_weights import export_to_transformers
 
         with tempfile.TemporaryDirectory() as folder:
             export_to_transformers(ours.qformer, folder)
@@ -309,7 +309,7 @@ class Lavis(nn.Module):
     @torch.no_grad()
     def copy(self, ours: RepresentationModel) -> None:
         """Ours into theirs, found by the names under which we would load theirs."""
-        from espnet2_slit.qformer_weights import our_names
+        from espnet2_slit.model.qformer_weights import our_names
 
         state = self.model.state_dict()
         wanted = ours.qformer.state_dict() | {

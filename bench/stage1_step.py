@@ -52,8 +52,8 @@ from alternate import (
 )
 from stage1_peers import BOS, CLS, MAX_TEXT, PAD, SEP, VOCAB, Lavis, Transformers
 
-from espnet2_slit import qformer
-from espnet2_slit.espnet_model import RepresentationModel
+from espnet2_slit.model import qformer
+from espnet2_slit.model.espnet_model import RepresentationModel
 
 CONTESTANTS = (
     "slit",

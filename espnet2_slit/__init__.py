@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 def __getattr__(name):
     """`SLIT`, imported when asked for: the package itself imports nothing slow."""
     if name == "SLIT":
-        from espnet2_slit.inference import SLIT
+        from espnet2_slit.inference.slit import SLIT
 
         return SLIT
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

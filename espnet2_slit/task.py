@@ -16,29 +16,29 @@ import torch
 import yaml
 from typeguard import typechecked
 
-from espnet2_slit import compat
-from espnet2_slit.checkpoint import (
+from espnet2_slit.common import compat
+from espnet2_slit.common.checkpoint import (
     can_be_resumed,
     load_init_params,
     load_strictly,
     read_training_config,
     read_weights,
 )
-from espnet2_slit.espnet_model import (
+from espnet2_slit.data.features import check_features, identity_differences
+from espnet2_slit.data.preprocessor import (
+    SLITPreprocessor,
+    load_qformer_tokenizer,
+    qformer_tokenizer_identity,
+)
+from espnet2_slit.model.espnet_model import (
     GenerativeModel,
     InstructionModel,
     RepresentationModel,
     SLITModel,
 )
-from espnet2_slit.features import check_features, identity_differences
-from espnet2_slit.preprocessor import (
-    SLITPreprocessor,
-    load_qformer_tokenizer,
-    qformer_tokenizer_identity,
-)
-from espnet2_slit.qformer import QFormer
-from espnet2_slit.scheduler import WarmupCosine
-from espnet2_slit.trainer import SLITTrainer
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.train.scheduler import WarmupCosine
+from espnet2_slit.train.trainer import SLITTrainer
 
 compat.prepare_espnet_import("espnet2.tasks.abs_task", "espnet2.train.collate_fn")
 
@@ -371,7 +371,7 @@ class SLITTask(AbsTask):
         """The model around an encoder that is built, or around cached features."""
         parts = {}
         if args.language_model:
-            from espnet2_slit.language_model import load_language_model
+            from espnet2_slit.model.language_model import load_language_model
 
             with torch.random.fork_rng(devices=[]):
                 parts["language_model"] = load_language_model(
@@ -388,7 +388,7 @@ class SLITTask(AbsTask):
             qformer=qformer, audio_encoder=audio_encoder, **parts, **args.model_conf
         )
         if args.qformer_init and not args.init_param:
-            from espnet2_slit.qformer_weights import load_pretrained_qformer
+            from espnet2_slit.model.qformer_weights import load_pretrained_qformer
 
             load_pretrained_qformer(
                 qformer,
@@ -460,7 +460,7 @@ class SLITTask(AbsTask):
         cls, args: argparse.Namespace
     ) -> Tuple[Optional[torch.nn.Module], Dict[str, Any]]:
         """The audio encoder or None, and the facts about its frames."""
-        from espnet2_slit.frozen import fingerprint
+        from espnet2_slit.model.frozen import fingerprint
 
         if not args.features:
             if not args.audio_encoder:
@@ -469,7 +469,7 @@ class SLITTask(AbsTask):
                     "feats.json of a cache, or the kind of encoder and "
                     "--audio_encoder_conf path=..."
                 )
-            from espnet2_slit.audio_encoder import build_audio_encoder
+            from espnet2_slit.model.audio_encoder import build_audio_encoder
 
             encoder = build_audio_encoder(args.audio_encoder, **args.audio_encoder_conf)
             _record(args, "audio_encoder_identity", encoder.identity())

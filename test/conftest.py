@@ -105,8 +105,8 @@ def tiny_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_features(tiny_corpus, tiny_parts):
     """The corpus encoded once, in full precision: corpus root / dump / <set>."""
-    from espnet2_slit import features
-    from espnet2_slit.audio_encoder import build_audio_encoder
+    from espnet2_slit.data import features
+    from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
     for name in ("train", "valid"):

@@ -21,7 +21,7 @@ def rank_main(rank, folder, lm_folder, commands, bad_command, whole, killed):
     from test_step_checkpoint import run_until
 
     from espnet2_slit.task import SLITTask
-    from espnet2_slit.trainer import NotFiniteError
+    from espnet2_slit.train.trainer import NotFiniteError
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -50,7 +50,7 @@ def rank_main(rank, folder, lm_folder, commands, bad_command, whole, killed):
 
 def _note_ranks(rank, folder):
     """What the second run will find."""
-    from espnet2_slit.checkpoint import STEP_FILE, read_checkpoint
+    from espnet2_slit.common.checkpoint import STEP_FILE, read_checkpoint
 
     if rank == 0:
         states = read_checkpoint(folder / STEP_FILE)

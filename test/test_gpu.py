@@ -28,10 +28,11 @@ from test_language_model import CANDIDATES, inputs, padded, prefix_of
 from test_step_checkpoint import run_until
 from tiny_qformer import tiny_batch, tiny_qformer
 
-from espnet2_slit import attention, objectives
-from espnet2_slit.checkpoint import STEP_FILE, read_checkpoint, read_weights
-from espnet2_slit.inference import SLIT
-from espnet2_slit.language_model import GenerationOptions, load_language_model
+from espnet2_slit.common.checkpoint import STEP_FILE, read_checkpoint, read_weights
+from espnet2_slit.inference.slit import SLIT
+from espnet2_slit.model import cpu_attention as attention
+from espnet2_slit.model import objectives
+from espnet2_slit.model.language_model import GenerationOptions, load_language_model
 
 DEVICE, BACKEND, NGPU = "cuda", "nccl", "1"
 ROOT = Path(__file__).resolve().parents[1]
@@ -660,7 +661,7 @@ def test_commands_encode_and_write_on_the_gpu(
     systems, clips, tiny_corpus, tiny_parts, tmp_path, capsys
 ):
     from espnet2_slit.bin import slit_encode, slit_inference
-    from espnet2_slit.features import FeatureReader
+    from espnet2_slit.data.features import FeatureReader
 
     caches = []
     for ngpu in ("0", NGPU):

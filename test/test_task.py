@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from espnet2_slit import data_dir
+from espnet2_slit.data import data_dir
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs2" / "slit" / "slit1"
 STAGES = ("representation", "generative", "instruction")
@@ -29,7 +29,7 @@ def weights(path):
 
 
 def checkpoint(folder):
-    from espnet2_slit.checkpoint import read_checkpoint
+    from espnet2_slit.common.checkpoint import read_checkpoint
 
     return read_checkpoint(Path(folder) / "checkpoint.pth")
 
@@ -243,7 +243,7 @@ def test_resume_of_a_run_that_stopped_early_trains_nothing(
 
 
 def test_broken_checkpoint_is_named(stages, tmp_path, train_command):
-    from espnet2_slit.checkpoint import WeightsError
+    from espnet2_slit.common.checkpoint import WeightsError
 
     file = tmp_path / "checkpoint.pth"
     whole = (stages["generative"] / "checkpoint.pth").read_bytes()
@@ -270,7 +270,7 @@ def test_accumulated_steps_train(tmp_path, tiny_features, train_command):
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
-    from espnet2_slit.checkpoint import atomic_torch_save
+    from espnet2_slit.common.checkpoint import atomic_torch_save
 
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(2)}, path)
@@ -313,7 +313,7 @@ def copy_of(folder, tmp_path, states):
 
 
 def test_weights_that_do_not_fit_are_listed(stages, tmp_path):
-    from espnet2_slit.checkpoint import WeightsError
+    from espnet2_slit.common.checkpoint import WeightsError
 
     folder = stages["generative"]
     states = weights(folder / "1epoch.pth")
@@ -331,7 +331,7 @@ def test_weights_that_do_not_fit_are_listed(stages, tmp_path):
 
 
 def test_broken_weights_file_is_named(stages, tmp_path):
-    from espnet2_slit.checkpoint import WeightsError
+    from espnet2_slit.common.checkpoint import WeightsError
 
     folder = copy_of(stages["generative"], tmp_path, {"a": torch.ones(1)})
     path = folder / "valid.loss.best.pth"
@@ -349,7 +349,7 @@ def test_broken_weights_file_is_named(stages, tmp_path):
 
 
 def test_pickled_code_is_not_run(stages, tmp_path):
-    from espnet2_slit.checkpoint import WeightsError
+    from espnet2_slit.common.checkpoint import WeightsError
 
     class Evil:
         def __reduce__(self):
@@ -433,7 +433,7 @@ def test_config_of_something_else_is_refused(tmp_path):
 def test_init_param_with_prefixes_works_as_in_espnet(
     stages, tmp_path, train_command, spec, loaded
 ):
-    from espnet2_slit.checkpoint import load_init_params
+    from espnet2_slit.common.checkpoint import load_init_params
     from espnet2_slit.task import SLITTask
 
     file = stages["representation"] / "valid.loss.best.pth"
@@ -448,7 +448,7 @@ def test_init_param_with_prefixes_works_as_in_espnet(
 
 
 def test_init_param_that_fits_nowhere_is_an_error(stages, tmp_path, train_command):
-    from espnet2_slit.checkpoint import WeightsError, load_init_params
+    from espnet2_slit.common.checkpoint import WeightsError, load_init_params
 
     file = stages["representation"] / "valid.loss.best.pth"
     model, _ = load(stages["generative"])
@@ -463,7 +463,7 @@ def test_init_param_that_fits_nowhere_is_an_error(stages, tmp_path, train_comman
 def test_init_param_that_leaves_weights_untrained_is_an_error(
     stages, tmp_path, train_command, caplog
 ):
-    from espnet2_slit.checkpoint import WeightsError
+    from espnet2_slit.common.checkpoint import WeightsError
 
     lean = tmp_path / "lean"
     main(train_command("generative", lean, "--model_conf", "carry_text_branch=false"))
@@ -491,7 +491,7 @@ def test_init_param_that_leaves_weights_untrained_is_an_error(
 def test_frozen_parts_are_untouched_by_a_training(
     tmp_path, tiny_parts, tiny_features, train_command, monkeypatch
 ):
-    from espnet2_slit.language_model import load_language_model
+    from espnet2_slit.model.language_model import load_language_model
     from espnet2_slit.task import SLITTask
 
     built = []
@@ -651,7 +651,7 @@ def test_defaults_fit_a_bare_installation():
     assert args.num_att_plot == 0
     assert args.best_model_criterion == [("valid", "loss", "min")]
     for name in ("tensorboard", "matplotlib"):
-        from espnet2_slit.compat import is_installed
+        from espnet2_slit.common.compat import is_installed
 
         assert getattr(args, f"use_{name}") == is_installed(name)
 
@@ -689,7 +689,7 @@ def test_deepspeed_in_one_process_trains_by_our_trainer(
     tmp_path, tiny_features, train_command
 ):
     from espnet2_slit.task import SLITTask
-    from espnet2_slit.trainer import SLITTrainer
+    from espnet2_slit.train.trainer import SLITTrainer
 
     main(train_command("generative", tmp_path, "--use_deepspeed", "true"))
     assert SLITTask.trainer is SLITTrainer
@@ -699,7 +699,7 @@ def test_deepspeed_in_one_process_trains_by_our_trainer(
 def test_deepspeed_says_what_it_lacks(tmp_path, monkeypatch):
     from argparse import Namespace
 
-    from espnet2_slit import compat
+    from espnet2_slit.common import compat
     from espnet2_slit.task import SLITTask
 
     args = Namespace(use_deepspeed=True, distributed=True, deepspeed_config=None)
@@ -735,7 +735,7 @@ def test_batch_of_nan_is_skipped_and_named(tmp_path, bad_corpus, train_command, 
 
 
 def test_too_many_batches_of_nan_stop_the_run(tmp_path, bad_corpus, train_command):
-    from espnet2_slit.trainer import NotFiniteError
+    from espnet2_slit.train.trainer import NotFiniteError
 
     cmd = train_command("generative", tmp_path, cached=False)
     cmd = [*cmd, "--max_non_finite_batches", "0"]

@@ -329,7 +329,7 @@ LANGUAGE_MODELS = {
 
 def beats_checkpoint(folder, seed: int = 0, **config) -> Path:
     """A BEATs checkpoint `{"cfg", "model"}` as the published files are."""
-    from espnet2_slit.compat import BeatsEncoder
+    from espnet2_slit.common.compat import BeatsEncoder
 
     config = {**BEATS, **config}
     with torch.random.fork_rng(devices=[]):
@@ -495,7 +495,7 @@ def espnet_model(folder, seed: int = 0) -> Path:
     import numpy as np
     import yaml
 
-    from espnet2_slit import compat
+    from espnet2_slit.common import compat
 
     compat.prepare_espnet_import()
     from espnet2.asr.encoder.conformer_encoder import ConformerEncoder

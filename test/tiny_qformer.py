@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from espnet2_slit.objectives import (
+from espnet2_slit.model.objectives import (
     RepresentationHeads,
     contrastive,
     gather_memory,
@@ -13,7 +13,7 @@ from espnet2_slit.objectives import (
     matching,
     sample_negative_pairs,
 )
-from espnet2_slit.qformer import QFormer
+from espnet2_slit.model.qformer import QFormer
 
 BOS, VOCAB, ENCODER_WIDTH = 49, 50, 20
 SIZES = dict(

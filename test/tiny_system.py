@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from espnet2_slit import packing
+from espnet2_slit.inference import packing
 from espnet2_slit.task import SLITTask
 
 QFORMER = (

@@ -17,9 +17,9 @@ import logging
 
 import torch
 
-from espnet2_slit.objectives import RepresentationHeads
-from espnet2_slit.qformer import QFormer
-from espnet2_slit.qformer_weights import (
+from espnet2_slit.model.objectives import RepresentationHeads
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_weights import (
     ENCODER_SIDE,
     export_to_transformers,
     load_pretrained_qformer,

@@ -96,7 +96,7 @@ class Plan:
 
     def encoder(self, folder: str = "") -> torch.nn.Module:
         """The audio encoder with random weights; through a checkpoint in `folder`."""
-        from espnet2_slit.compat import BeatsEncoder
+        from espnet2_slit.common.compat import BeatsEncoder
 
         if self.conf.get("audio_encoder") != "beats":
             sys.exit(f"audio_encoder: expected beats, found {self.conf}")
@@ -104,7 +104,7 @@ class Plan:
         module = BeatsEncoder(input_size=1, beats_config=cfg)
         if not folder:
             return module
-        from espnet2_slit.audio_encoder import build_audio_encoder
+        from espnet2_slit.model.audio_encoder import build_audio_encoder
 
         path = Path(folder) / "beats.pt"
         torch.save({"cfg": cfg, "model": module.state_dict()}, path)
@@ -115,8 +115,8 @@ class Plan:
         """The frozen language model, untrained, with a stand-in tokenizer."""
         import transformers
 
-        from espnet2_slit.language_model import LanguageModel
-        from espnet2_slit.prompt_encoder import PromptEncoder
+        from espnet2_slit.data.prompt_encoder import PromptEncoder
+        from espnet2_slit.model.language_model import LanguageModel
 
         facts = dict(ARCHITECTURES[self.language_model])
         if layers is not None:
@@ -152,8 +152,8 @@ class Plan:
 
     def model(self, lm=None) -> torch.nn.Module:
         """The model of this stage on cached frames of BEATs."""
-        from espnet2_slit import espnet_model
-        from espnet2_slit.qformer import QFormer
+        from espnet2_slit.model import espnet_model
+        from espnet2_slit.model.qformer import QFormer
 
         representation = self.stage == "representation"
         instruction = self.stage == "instruction"

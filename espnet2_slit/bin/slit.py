@@ -173,7 +173,7 @@ def load(args):
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from espnet2_slit.inference import SLIT
+    from espnet2_slit.inference.slit import SLIT
 
     disable_progress_bar()  # of loading weights; the files' own bar follows
     device = args.device
@@ -199,7 +199,7 @@ def bar(total, unit="file"):
 def lines_of(values):
     """Values of the command line, or the lines of the one file they name."""
     if len(values) == 1 and Path(values[0]).is_file():
-        from espnet2_slit.data_dir import read_lines
+        from espnet2_slit.data.data_dir import read_lines
 
         return read_lines(values[0])
     return values
@@ -207,7 +207,7 @@ def lines_of(values):
 
 def files_below(paths):
     """The files, and of each folder the audio in it, in order."""
-    from espnet2_slit.search_index import find_audio
+    from espnet2_slit.inference.search_index import find_audio
 
     found = []
     for path in paths:
@@ -231,7 +231,7 @@ def in_steps(files, batch_size, work):
         batch_size: clips of one batch.
         work: list of files -> results in their order.
     """
-    from espnet2_slit.audio_io import AudioError
+    from espnet2_slit.data.audio import AudioError
 
     step = batch_size * FILES_PER_STEP
     with bar(len(files)) as shown:
@@ -327,7 +327,7 @@ def embed(args):
         args.parser.error("give files, --texts, or both")
     import numpy as np
 
-    from espnet2_slit.features import atomic_binary
+    from espnet2_slit.data.features import atomic_binary
 
     slit = load(args)
     content = {}
@@ -354,7 +354,7 @@ def embed(args):
 
 def update_index(args, slit, rebuild=False):
     """Bring an index up to date: (index, report)."""
-    from espnet2_slit.search_index import DEFAULT_NAME, SearchIndex
+    from espnet2_slit.inference.search_index import DEFAULT_NAME, SearchIndex
 
     found = SearchIndex(args.index or Path(args.folder).expanduser() / DEFAULT_NAME)
     shown = None
@@ -404,7 +404,7 @@ def info(args):
     """`slit info`."""
     if not args.model:
         args.parser.error("give a model, or set SLIT_MODEL")
-    from espnet2_slit.system_info import describe_source
+    from espnet2_slit.inference.system_info import describe_source
 
     facts = describe_source(args.model)
     if args.json:
@@ -435,7 +435,7 @@ def info(args):
 
 def doctor(args):
     """`slit doctor`."""
-    from espnet2_slit.doctor import MISSING, OK, examine
+    from espnet2_slit.inference.doctor import MISSING, OK, examine
 
     checks = examine()
     if args.json:
@@ -457,7 +457,7 @@ def doctor(args):
 
 def demo(args):
     """`slit demo`."""
-    from espnet2_slit.demo import launch
+    from espnet2_slit.inference.demo import launch
 
     launch(load(args), args.folder, args.host, args.port)
     return 0

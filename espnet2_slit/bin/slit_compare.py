@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_slit.metrics.bootstrap import compare
-from espnet2_slit.metrics.score_table import (
+from espnet2_slit.scoring.metrics.bootstrap import compare
+from espnet2_slit.scoring.metrics.score_table import (
     LOWER_IS_BETTER,
     read_items,
     read_scores,

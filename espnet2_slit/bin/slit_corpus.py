@@ -15,7 +15,8 @@ import sys
 import typing
 from pathlib import Path
 
-from espnet2_slit.corpora import (
+from espnet2_slit.common.templates import TEMPLATES
+from espnet2_slit.data.corpora import (
     READERS,
     CorpusError,
     Limits,
@@ -24,9 +25,8 @@ from espnet2_slit.corpora import (
     instruction,
     recipe,
 )
-from espnet2_slit.corpora.espnet_recipe import read_recipe_set
-from espnet2_slit.data_dir import SAMPLE_TASKS, DataDirError, read_pairs
-from espnet2_slit.templates import TEMPLATES
+from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
+from espnet2_slit.data.data_dir import SAMPLE_TASKS, DataDirError, read_pairs
 
 
 def boolean(word):

@@ -10,8 +10,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from espnet2_slit import data_dir
-from espnet2_slit.data_dir import DataDirError
+from espnet2_slit.data import data_dir
+from espnet2_slit.data.data_dir import DataDirError
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -147,7 +147,8 @@ def _split(args) -> int:
 
 
 def _from_manifest(args) -> int:
-    from espnet2_slit import manifest, templates
+    from espnet2_slit.common import templates
+    from espnet2_slit.data import manifest
 
     report = manifest.from_manifest(
         args.manifest,
@@ -162,7 +163,7 @@ def _from_manifest(args) -> int:
 
 
 def _prepare(args) -> int:
-    from espnet2_slit import prepare
+    from espnet2_slit.data import prepare
 
     options = prepare.Options(
         args.sample_rate,
@@ -177,7 +178,7 @@ def _prepare(args) -> int:
 
 
 def _leakage(args) -> int:
-    from espnet2_slit.corpora import leakage
+    from espnet2_slit.data.corpora import leakage
 
     rows = leakage.find_overlaps(args.train, args.test)
     for row in rows:

@@ -9,7 +9,7 @@ import yaml
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool
 
-from espnet2_slit import features
+from espnet2_slit.data import features
 
 
 def get_parser():
@@ -134,7 +134,7 @@ def run(args):
     # Costs seconds to import, so not for --help or --verify.
     import torch
 
-    from espnet2_slit.audio_encoder import build_audio_encoder
+    from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     if args.ngpu and not torch.cuda.is_available():
         raise RuntimeError(

@@ -126,7 +126,7 @@ def device_of(args):
 def labels_of(values):
     """Labels from the command line, or from the lines of one file."""
     if len(values) == 1 and Path(values[0]).is_file():
-        from espnet2_slit.data_dir import read_lines
+        from espnet2_slit.data.data_dir import read_lines
 
         return read_lines(values[0])
     return values
@@ -134,8 +134,8 @@ def labels_of(values):
 
 def load(args):
     """The system and how to decode; costs seconds to import, so not for --help."""
-    from espnet2_slit.decoding import DecodeOptions
-    from espnet2_slit.inference import SLIT
+    from espnet2_slit.inference.decoding import DecodeOptions
+    from espnet2_slit.inference.slit import SLIT
 
     options = DecodeOptions.from_config(
         args.config,
@@ -158,7 +158,7 @@ def load(args):
 
 def run_sets(slit, args, options):
     """Decode evaluation sets one after the other."""
-    from espnet2_slit.decoding import decode_set
+    from espnet2_slit.inference.decoding import decode_set
 
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
         done = decode_set(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from espnet2.utils.types import str2bool
 
-from espnet2_slit import packing
+from espnet2_slit.inference import packing
 
 
 def get_parser():

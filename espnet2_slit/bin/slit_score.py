@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from espnet2_slit.metrics.captioning import CaptionOptions
-from espnet2_slit.metrics.score_table import (
+from espnet2_slit.scoring.metrics.captioning import CaptionOptions
+from espnet2_slit.scoring.metrics.score_table import (
     ScoreTable,
     markdown_tables,
     protocol_lines,
@@ -21,8 +21,8 @@ from espnet2_slit.metrics.score_table import (
     write_items,
     write_scores,
 )
-from espnet2_slit.report import training_stages, write_report
-from espnet2_slit.scoring import (
+from espnet2_slit.scoring.report import training_stages, write_report
+from espnet2_slit.scoring.test_sets import (
     ScoringError,
     audio_sources,
     average_folds,

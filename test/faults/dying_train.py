@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from espnet2_slit.bin import slit_train
-from espnet2_slit.espnet_model import RepresentationModel
+from espnet2_slit.model.espnet_model import RepresentationModel
 
 forward = RepresentationModel.forward
 batches = []

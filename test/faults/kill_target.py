@@ -16,7 +16,7 @@ def command(name, words, log):
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if name == "decode":  # pieces of 3 clips, so that there is something to resume
-        from espnet2_slit import decoding
+        from espnet2_slit.inference import decoding
 
         decoding.CHUNK = 3
     sys.exit(MAINS[name](words))
@@ -44,9 +44,9 @@ def _warm_up():
     """Import what the commands import late."""
     import torch
 
-    import espnet2_slit.audio_encoder  # noqa: F401
-    import espnet2_slit.decoding  # noqa: F401
-    import espnet2_slit.inference  # noqa: F401
+    import espnet2_slit.inference.decoding  # noqa: F401
+    import espnet2_slit.inference.slit  # noqa: F401
+    import espnet2_slit.model.audio_encoder  # noqa: F401
     import espnet2_slit.task  # noqa: F401
 
     torch.set_num_threads(1)

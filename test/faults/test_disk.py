@@ -17,10 +17,10 @@ import pytest
 import soundfile
 import tiny_system
 
-from espnet2_slit import data_dir, features, prepare
-from espnet2_slit.audio_encoder import build_audio_encoder
-from espnet2_slit.audio_io import AudioError
 from espnet2_slit.bin import slit_data, slit_encode, slit_inference, slit_pack
+from espnet2_slit.data import data_dir, features, prepare
+from espnet2_slit.data.audio import AudioError
+from espnet2_slit.model.audio_encoder import build_audio_encoder
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_the_earlier_archive(tmp_path, tiny_parts, capsys):
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     import torch
 
-    from espnet2_slit.checkpoint import atomic_torch_save
+    from espnet2_slit.common.checkpoint import atomic_torch_save
 
     path = tmp_path / "checkpoint.pth"
     with atomic_torch_save():

@@ -23,11 +23,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import espnet2_slit
-from espnet2_slit import data_dir, decoding, features, templates
-from espnet2_slit.audio_io import AudioError
 from espnet2_slit.bin import slit_data
-from espnet2_slit.data_dir import DataDirError
-from espnet2_slit.manifest import from_manifest
+from espnet2_slit.common import templates
+from espnet2_slit.data import data_dir, features
+from espnet2_slit.data.audio import AudioError
+from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data.manifest import from_manifest
+from espnet2_slit.inference import decoding
 
 PACKAGE = Path(espnet2_slit.__file__).parent
 ODD = " '\"$()`;&|<>*?#~\\!{}[]=:,%-_ab1é日"
@@ -101,7 +103,7 @@ def test_odd_ids_and_paths_are_prepared_each_as_itself(tmp_path, monkeypatch, pa
 
 @pytest.fixture(scope="module")
 def encoder(tiny_parts):
-    from espnet2_slit.audio_encoder import build_audio_encoder
+    from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     return build_audio_encoder("beats", path=str(tiny_parts.beats))
 
@@ -192,7 +194,8 @@ def test_decoded_texts_are_read_back_row_by_row(tmp_path, rows):
 
 
 def test_code_of_a_model_repository_runs_only_when_asked_for():
-    from espnet2_slit import language_model, prompt_encoder
+    from espnet2_slit.data import prompt_encoder
+    from espnet2_slit.model import language_model
 
     for module in (language_model, prompt_encoder):
         for _, function in inspect.getmembers(module, inspect.isfunction):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet2_slit.objectives import (
+from espnet2_slit.model.objectives import (
     RepresentationHeads,
     contrastive,
     gather_memory,
@@ -22,8 +22,8 @@ from espnet2_slit.objectives import (
     matching,
     sample_negative_pairs,
 )
-from espnet2_slit.qformer import QFormer
-from espnet2_slit.qformer_weights import load_pretrained_qformer
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_weights import load_pretrained_qformer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lavis_stage1_small.npz"
 

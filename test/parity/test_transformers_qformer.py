@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from espnet2_slit.objectives import RepresentationHeads
-from espnet2_slit.qformer import QFormer
-from espnet2_slit.qformer_weights import export_to_transformers, load_pretrained_qformer
+from espnet2_slit.model.objectives import RepresentationHeads
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_weights import (
+    export_to_transformers,
+    load_pretrained_qformer,
+)
 
 B, T, L, Q, ENCODER_WIDTH, WIDTH, VOCAB = 3, 9, 7, 5, 20, 24, 60
 QFORMER = dict(

@@ -513,7 +513,7 @@ def test_audio_is_16_bit_16_khz_mono_of_the_planned_length(corpus):
 
 
 def test_data_directories_are_complete_and_valid(corpus):
-    data_dir = pytest.importorskip("espnet2_slit.data_dir")
+    data_dir = pytest.importorskip("espnet2_slit.data.data_dir")
     folder, _ = corpus
     names = {path.name for path in (folder / "data").iterdir()}
     assert names == {

@@ -195,9 +195,9 @@ def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
     recipe, tmp_path, tiny_parts, monkeypatch
 ):
     """A stand-in for Slurm; two jobs give what one gives."""
-    from espnet2_slit import features
-    from espnet2_slit.audio_encoder import build_audio_encoder
     from espnet2_slit.bin import slit_inference
+    from espnet2_slit.data import features
+    from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     folder, _ = recipe
     slurm = StandIns(tmp_path / "bin")

@@ -24,22 +24,22 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet2_slit import compat
-from espnet2_slit.data_dir import read_pairs, write_atomically
-from espnet2_slit.espnet_model import SLITModel
-from espnet2_slit.features import (
+from espnet2_slit.common import compat
+from espnet2_slit.data.data_dir import read_pairs, write_atomically
+from espnet2_slit.data.features import (
     FeatureReader,
     atomic_binary,
     check_features,
     read_clips,
 )
-from espnet2_slit.objectives import Temperature, contrastive, global_mean
-from espnet2_slit.packing import read_config
-from espnet2_slit.preprocessor import (
+from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
-from espnet2_slit.qformer import sinusoids
+from espnet2_slit.inference.packing import read_config
+from espnet2_slit.model.espnet_model import SLITModel
+from espnet2_slit.model.objectives import Temperature, contrastive, global_mean
+from espnet2_slit.model.qformer import sinusoids
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()

@@ -30,7 +30,7 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from espnet2_slit.templates import TEMPLATES, instruction
+from espnet2_slit.common.templates import TEMPLATES, instruction
 
 LOGGER = logging.getLogger("mini")
 VERSION = 1  # of the audio: raise it when the same seed would give other sounds

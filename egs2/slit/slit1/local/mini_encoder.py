@@ -31,7 +31,7 @@ from mini_corpus import (
     scene_from_json,
 )
 
-from espnet2_slit.compat import BeatsEncoder
+from espnet2_slit.common.compat import BeatsEncoder
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2

@@ -37,9 +37,9 @@ from mini_corpus import (
     questions,
 )
 
-from espnet2_slit.corpora.instruction import LABEL_CAPTION, PRESENCE
-from espnet2_slit.data_dir import read_map
-from espnet2_slit.templates import TEMPLATES
+from espnet2_slit.common.templates import TEMPLATES
+from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
+from espnet2_slit.data.data_dir import read_map
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2

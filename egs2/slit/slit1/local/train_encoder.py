@@ -26,7 +26,7 @@ from mini_encoder import (
     save_checkpoint,
 )
 
-from espnet2_slit.audio_io import read_audio
+from espnet2_slit.data.audio import read_audio
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2

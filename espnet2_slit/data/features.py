@@ -1,0 +1,849 @@
+"""Frozen-feature cache: every clip is encoded once, and the cache says by what.
+
+Owns the files of `dump/<tag>/<set>/`: how clips are cut into shards, how frames are
+stored, what identifies them, and the check before they are used. It leaves reading
+audio to `audio_io`, encoding to the audio encoder, and training to ESPnet's data type
+`kaldi_ark`.
+
+Frames are stored in Kaldi's own two-byte matrices ("CM2"). Of what kaldiio (ESPnet
+202511) and omniio (202611) both read, it is the only form with two bytes a value: a
+numpy fp16 array in an ark is read by kaldiio alone. Its 65,536 levels span the whole
+matrix, so a matrix with far outliers, where ordinary channels would lose precision, is
+stored in float32 instead; both kinds stand side by side in one ark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from espnet2_slit.data.audio import AudioError, probe, read_audio
+from espnet2_slit.data.data_dir import (
+    clip_of,
+    read_map,
+    read_pairs,
+    rewrite,
+    write_atomically,
+)
+
+SCHEMA = 1
+# Relative rounding error of an ordinary channel; bfloat16's own is 1.7e-3.
+TOLERANCE = 1e-3
+LEVELS = 65535  # of a two-byte matrix
+# A tail shorter than a step of the encoder's frames needs no window of its own.
+WINDOW_SLACK_S = 0.1
+# What a fingerprint compares; "path" says where the weights lay, not what they are.
+NOT_IDENTITY = ("path",)
+
+
+class FeatureCacheError(ValueError):
+    """A cache that cannot be used; the message gives expected, found and remedy."""
+
+
+# ---------------------------------------------------------------------- matrices
+
+
+def write_matrix(stream, key, frames, tolerance=TOLERANCE):
+    """Append one clip to an ark.
+
+    Args:
+        stream: binary file open for writing.
+        key: clip id.
+        frames: (T, D_a) float array, finite.
+        tolerance: highest rounding error, relative to the median channel's size, for
+            which two bytes a value are used; 0 stores float32.
+
+    Returns:
+        Offset of the matrix in the file, as feats.scp wants it.
+
+    Raises:
+        FeatureCacheError: NaN, infinite or empty frames.
+    """
+    frames = np.ascontiguousarray(frames, dtype=np.float32)
+    if frames.ndim != 2 or not frames.size:
+        raise FeatureCacheError(
+            f"clip {key}: frames of shape {frames.shape}, expected (frames, width)."
+            " Is the clip long enough for the encoder?"
+        )
+    low, high = float(frames.min()), float(frames.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise FeatureCacheError(
+            f"clip {key}: the encoder returned NaN or infinite frames."
+            " Check its weights and its precision."
+        )
+    stream.write(key.encode() + b" ")
+    offset = stream.tell()
+    # Uniform rounding to a step has an error of step / sqrt(12).
+    error = (high - low) / LEVELS / 12**0.5
+    channel_size = float(np.median(np.sqrt(np.mean(np.square(frames), axis=0))))
+    if error <= tolerance * channel_size:
+        span = high - low or 1.0  # a constant matrix: all values at level 0
+        values = np.rint((frames - low) * (LEVELS / span)).clip(0, LEVELS)
+        stream.write(b"\0BCM2 " + struct.pack("<ffii", low, span, *frames.shape))
+        stream.write(values.astype("<u2").tobytes())
+    else:
+        rows, columns = frames.shape
+        stream.write(b"\0BFM \4" + struct.pack("<i", rows))
+        stream.write(b"\4" + struct.pack("<i", columns))
+        stream.write(frames.astype("<f4").tobytes())
+    return offset
+
+
+def read_matrix(stream, offset):
+    """Read one clip's frames.
+
+    Args:
+        stream: binary file.
+        offset: as in feats.scp.
+
+    Returns:
+        (T, D_a) float32.
+
+    Raises:
+        FeatureCacheError: no matrix at this place, or the file ends within it.
+    """
+    stream.seek(offset)
+    kind = stream.read(6)
+    if kind == b"\0BCM2 ":
+        low, span, rows, columns = struct.unpack("<ffii", stream.read(16))
+        width, dtype = 2, "<u2"
+    elif kind == b"\0BFM \4":
+        rows, _, columns = struct.unpack("<ibi", stream.read(9))
+        width, dtype = 4, "<f4"
+    else:
+        raise FeatureCacheError(
+            f"{stream.name}: no feature matrix at byte {offset} (found {kind!r})."
+            " feats.scp and the ark are of different runs: encode the set again."
+        )
+    data = stream.read(rows * columns * width)
+    if len(data) < rows * columns * width:
+        raise FeatureCacheError(
+            f"{stream.name}: ends within the matrix at byte {offset}: truncated."
+            " Encode the set again; whole shards are kept."
+        )
+    frames = np.frombuffer(data, dtype=dtype).reshape(rows, columns)
+    if width == 2:
+        # In this order, so that it equals kaldiio's and omniio's reading to the bit.
+        return np.float32(low) + np.float32(span) * frames.astype(
+            np.float32
+        ) / np.float32(LEVELS)
+    return frames.astype(np.float32)
+
+
+class FeatureReader(Mapping):
+    """feats.scp as a mapping: sample id -> (T, D_a) float32, read when asked for.
+
+    Keeps its arks open; make one per process.
+
+    Args:
+        scp: path of feats.scp.
+    """
+
+    def __init__(self, scp):
+        self.places = {}
+        for key, place in read_pairs(scp):
+            ark, colon, offset = place.rpartition(":")
+            if not colon or not offset.isdigit():
+                raise FeatureCacheError(
+                    f"{scp}: {key}: expected '<ark>:<byte>', found {place!r}."
+                )
+            self.places[key] = (ark, int(offset))
+        self.streams = {}
+
+    def __len__(self):
+        return len(self.places)
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def __getitem__(self, key):
+        ark, offset = self.places[key]
+        if ark not in self.streams:
+            self.streams[ark] = open(ark, "rb")  # noqa: SIM115, closed by close()
+        return read_matrix(self.streams[ark], offset)
+
+    def close(self):
+        """Close the arks."""
+        for stream in self.streams.values():
+            stream.close()
+        self.streams = {}
+
+
+# ------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic_binary(path):
+    """Open a binary file that appears under its name only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write JSON atomically, keys in the order given."""
+    write_atomically(path, [json.dumps(content, indent=1, ensure_ascii=False)])
+
+
+def sha256(path):
+    """Hex digest of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------- clips
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording, or a stretch of one, shared by all samples that speak of it.
+
+    Attributes:
+        id: clip id, from utt2audio.
+        path: audio file.
+        start_s: first second, from segments.
+        end_s: last second; None means the end.
+    """
+
+    id: str
+    path: str
+    start_s: float = 0.0
+    end_s: float | None = None
+
+    @property
+    def source(self):
+        """What decides the frames, whatever the clip is called."""
+        return (os.path.abspath(self.path), self.start_s, self.end_s)
+
+    def duration_s(self):
+        """Seconds, from the file's header.
+
+        Raises:
+            AudioError: the file cannot be used.
+        """
+        whole = probe(self.path).duration_s
+        end = whole if self.end_s is None else min(whole, self.end_s)
+        if end <= self.start_s:
+            raise AudioError(
+                f"{self.path}: clip {self.id} starts at {self.start_s} s, the file"
+                f" lasts {whole:.3f} s. Correct the segments file."
+            )
+        return end - self.start_s
+
+
+def read_clips(data_dir):
+    """The clips of a data directory.
+
+    Args:
+        data_dir: directory with wav.scp, optionally utt2audio and segments.
+
+    Returns:
+        (samples, clips): {sample id: clip id} sorted by sample id, and
+        {clip id: Clip} sorted by id.
+
+    Raises:
+        FeatureCacheError: missing files, ids that do not match, a clip id that stands
+            for two recordings, an empty set.
+    """
+    data_dir = Path(data_dir)
+    wav_scp = data_dir / "wav.scp"
+    if not wav_scp.is_file():
+        raise FeatureCacheError(
+            f"{data_dir}: no wav.scp, expected a data directory."
+            " Run the recipe's stage 1, or name the directory that holds wav.scp."
+        )
+    recordings = read_map(wav_scp)
+    if (data_dir / "segments").is_file():
+        stretches = {}
+        for sample, line in read_map(data_dir / "segments").items():
+            fields = line.split()
+            if len(fields) != 3 or fields[0] not in recordings:
+                raise FeatureCacheError(
+                    f"{data_dir}/segments: {sample}: expected '<recording in wav.scp>"
+                    f" <start s> <end s>', found {line!r}."
+                )
+            end_s = float(fields[2])
+            stretches[sample] = (
+                recordings[fields[0]],
+                float(fields[1]),
+                None if end_s < 0 else end_s,
+            )
+    else:
+        stretches = {sample: (path, 0.0, None) for sample, path in recordings.items()}
+    if not stretches:
+        raise FeatureCacheError(f"{data_dir}: wav.scp has no line: the set is empty.")
+    samples = {sample: sample for sample in sorted(stretches, key=str.encode)}
+    named = clip_of(data_dir)
+    if named or (data_dir / "utt2audio").is_file():
+        absent = sorted(set(samples) ^ set(named))
+        if absent:
+            raise FeatureCacheError(
+                f"{data_dir}: utt2audio and wav.scp differ in {len(absent)} ids, first"
+                f" {absent[0]!r}. Repair the directory (slit_data fix)."
+            )
+        samples = {sample: named[sample] for sample in samples}
+    clips = {}
+    for sample, clip_id in samples.items():
+        clip = Clip(clip_id, *stretches[sample])
+        if clips.setdefault(clip_id, clip) != clip:
+            raise FeatureCacheError(
+                f"{data_dir}: utt2audio gives the clip id {clip_id!r} to two"
+                f" recordings, {clips[clip_id].path} and {clip.path}."
+                " Give each recording its own id."
+            )
+    return samples, {key: clips[key] for key in sorted(clips, key=str.encode)}
+
+
+# ---------------------------------------------------------------------- identity
+
+
+def identity_differences(expected, found):
+    """Names and values in which two encoder identities differ.
+
+    Args:
+        expected: `AudioEncoder.identity()` of the configured encoder; keys it lacks are
+            not compared, so a few known facts can be checked on their own.
+        found: identity in feats.json.
+
+    Returns:
+        Lines "name: expected ..., found ...".
+    """
+    return [
+        f"{name}: expected {expected[name]!r}, found {found.get(name)!r}"
+        for name in expected
+        if name not in NOT_IDENTITY and expected[name] != found.get(name)
+    ]
+
+
+def read_features_json(path):
+    """Read feats.json.
+
+    Raises:
+        FeatureCacheError: missing (the cache is not whole), or of another schema.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        path = path / "feats.json"
+    if not path.is_file():
+        raise FeatureCacheError(
+            f"{path}: not there, so these features are not whole or not made."
+            " Run the recipe's stage 1 again (whole shards are kept)."
+        )
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except ValueError as error:
+        raise FeatureCacheError(
+            f"{path}: expected JSON, found {error}. Delete it and run stage 1 again;"
+            " whole shards are kept."
+        ) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else content
+        raise FeatureCacheError(
+            f"{path}: expected schema {SCHEMA}, found {found!r}."
+            " Encode the set again with this version."
+        )
+    return content
+
+
+def check_features(path, identity=None):
+    """Check a cache before it is trained on.
+
+    Args:
+        path: feats.json, or the folder it lies in.
+        identity: identity the configuration asks for; None checks wholeness only.
+
+    Returns:
+        The content of feats.json.
+
+    Raises:
+        FeatureCacheError: another encoder made it, or a shard is missing or truncated;
+            the message gives expected, found and remedy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "feats.json"
+    content = read_features_json(path)
+    if identity is not None:
+        differences = identity_differences(identity, content["identity"])
+        if differences:
+            raise FeatureCacheError(
+                f"{path}: these features are not of the configured audio encoder: "
+                + "; ".join(differences)
+                + ". Encode the set again (stage 1), or configure the encoder that made"
+                " them."
+            )
+    for shard in content["shards"]:
+        ark = path.parent / shard["file"]
+        size = ark.stat().st_size if ark.is_file() else None
+        if size != shard["bytes"]:
+            raise FeatureCacheError(
+                f"{ark}: expected {shard['bytes']} bytes, found"
+                f" {'no file' if size is None else size}."
+                f" Delete {path} and run stage 1 again; whole shards are kept."
+            )
+    return content
+
+
+def verify_checksums(path):
+    """Compare every shard with its checksum; reads all of it.
+
+    Raises:
+        FeatureCacheError: a shard's bytes have changed.
+    """
+    path = Path(path)
+    content = check_features(path)
+    folder = path if path.is_dir() else path.parent
+    for shard in content["shards"]:
+        found = sha256(folder / shard["file"])
+        if found != shard["sha256"]:
+            raise FeatureCacheError(
+                f"{folder / shard['file']}: expected sha256 {shard['sha256']}, found"
+                f" {found}: the file has changed. Encode the set again."
+            )
+
+
+# ---------------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a set is cut; follows from its ids alone, so all jobs of an array agree.
+
+    Attributes:
+        samples: {sample id: clip id}.
+        clips: {clip id: Clip}.
+        shards: clip ids per shard.
+        reused: {clip id: (ark, offset, frames)} of clips another cache already has.
+        reused_from: {feats.json: count}.
+    """
+
+    samples: dict
+    clips: dict
+    shards: list
+    reused: dict
+    reused_from: dict
+
+
+def _reusable(folders, identity):
+    """{source: (ark, offset, frames)} of the clips in finished caches, and which."""
+    found, names = {}, {}
+    for folder in folders:
+        content = check_features(folder, identity)
+        places = dict(read_pairs(Path(folder) / "feats.scp"))
+        shapes = dict(read_pairs(Path(folder) / "feats_shape"))
+        samples, clips = read_clips(folder)
+        for sample, clip_id in samples.items():
+            ark, _, offset = places[sample].rpartition(":")
+            frames = int(shapes[sample].split(",")[0])
+            source = clips[clip_id].source
+            if source not in found:
+                found[source] = (ark, int(offset), frames)
+                names[source] = str(Path(folder) / "feats.json")
+        logging.info("%s: %d clips are encoded", folder, content["num_clips"])
+    return found, names
+
+
+def plan(data_dir, identity, reuse=(), shard_clips=1000):
+    """Cut a set into shards.
+
+    Args:
+        data_dir: data directory.
+        identity: of the encoder.
+        reuse: finished caches of other sets; their clips are pointed at, not encoded.
+        shard_clips: clips per shard, the unit that is resumed.
+
+    Returns:
+        Plan.
+
+    Raises:
+        FeatureCacheError: bad data directory, unusable cache in `reuse`.
+    """
+    samples, clips = read_clips(data_dir)
+    known, names = _reusable(reuse, identity)
+    reused, reused_from = {}, {}
+    for clip in clips.values():
+        if clip.source in known:
+            reused[clip.id] = known[clip.source]
+            name = names[clip.source]
+            reused_from[name] = reused_from.get(name, 0) + 1
+    order = [key for key in clips if key not in reused]
+    shards = [order[i : i + shard_clips] for i in range(0, len(order), shard_clips)]
+    return Plan(samples, clips, shards, reused, reused_from)
+
+
+def measure(clips, bad_audio="stop", longest_s=None, workers=4):
+    """Read the headers of clips before any is encoded.
+
+    Args:
+        clips: list of Clip.
+        bad_audio: "stop" raises when a file cannot be used; "drop" leaves it out.
+        longest_s: seconds that the encoder reads at most; None for no limit.
+        workers: threads.
+
+    Returns:
+        (durations_s, dropped): {clip id: seconds} and {clip id: why}.
+
+    Raises:
+        AudioError: unusable files, all of them counted and the first ten named.
+    """
+
+    def duration(clip):
+        try:
+            seconds = clip.duration_s()
+        except AudioError as error:
+            return error
+        if longest_s is None or seconds <= longest_s + WINDOW_SLACK_S:
+            return seconds
+        return AudioError(
+            f"{clip.path}: clip {clip.id} lasts {seconds:.1f} s, longer than the"
+            f" {longest_s:.1f} s that the encoder reads. Cut it into segments, or raise"
+            " audio_encoder_conf.max_windows (and train with it)."
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        measured = dict(
+            zip([clip.id for clip in clips], pool.map(duration, clips), strict=True)
+        )
+    dropped = {
+        key: str(value)
+        for key, value in measured.items()
+        if isinstance(value, Exception)
+    }
+    if dropped:
+        listed = "\n  ".join(f"{key}: {why}" for key, why in list(dropped.items())[:10])
+        message = (
+            f"{len(dropped)} of {len(clips)} clips cannot be used, first"
+            f" {min(10, len(dropped))}:\n  {listed}"
+        )
+        if bad_audio != "drop":
+            raise AudioError(
+                f"{message}\nRepair them, or leave them out with --bad_audio drop."
+            )
+        logging.warning("%s\nTheir samples are left out.", message)
+    return {
+        key: value for key, value in measured.items() if key not in dropped
+    }, dropped
+
+
+def _shard_paths(output_dir, number):
+    name = f"feats.{number:05d}"
+    return Path(output_dir) / f"{name}.ark", Path(output_dir) / f"{name}.json"
+
+
+def _shard_fault(output_dir, number, clip_ids, identity):
+    """Why a shard cannot be kept; None if it can."""
+    ark, note = _shard_paths(output_dir, number)
+    if not note.is_file():
+        return "not made"
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{note.name} is not JSON"
+    size = ark.stat().st_size if ark.is_file() else None
+    if size != content["bytes"]:
+        found = "no file" if size is None else f"{size} bytes"
+        return f"truncated: expected {content['bytes']} bytes, found {found}"
+    if sorted([*content["clips"], *content["dropped"]]) != sorted(clip_ids):
+        return "made of other clips"
+    differences = identity_differences(identity, content["identity"])
+    if differences:
+        return "made by another encoder: " + "; ".join(differences)
+    return None
+
+
+def length_batches(durations_s, order, batch_seconds, batch_size=None):
+    """Batches of like length, longest first, none above `batch_seconds` when padded.
+
+    Longest first: if memory does not suffice, the run fails in its first minute.
+
+    Args:
+        durations_s: {id: seconds}.
+        order: ids to batch.
+        batch_seconds: padded seconds in a batch; a longer clip is a batch of its own.
+        batch_size: ids in a batch; None for no limit.
+
+    Returns:
+        List of lists of ids.
+    """
+    batch_size = batch_size or len(durations_s)
+    batches, longest = [], 0.0
+    for key in sorted(order, key=lambda key: -durations_s[key]):
+        if (
+            not batches
+            or len(batches[-1]) == batch_size
+            or (len(batches[-1]) + 1) * longest > batch_seconds
+        ):
+            batches.append([])
+            longest = durations_s[key]
+        batches[-1].append(key)
+    return batches
+
+
+def encode_batch(encoder, audio, device="cpu"):
+    """Encode clips of different lengths.
+
+    Args:
+        encoder: AudioEncoder.
+        audio: list of (S,) float32 arrays at the encoder's rate.
+        device: torch device.
+
+    Returns:
+        List of (T, D_a) float32 arrays, without padding.
+    """
+    import torch
+
+    lengths = torch.tensor([len(clip) for clip in audio])  # (B,)
+    speech = torch.zeros(len(audio), int(lengths.max()))  # (B,S)
+    for row, clip in zip(speech, audio, strict=True):
+        row[: len(clip)] = torch.from_numpy(clip)
+    with torch.inference_mode():
+        frames, frame_lengths = encoder(speech.to(device), lengths.to(device))
+    frames = frames.float().cpu().numpy()  # (B,T,D_a)
+    return [
+        row[:length] for row, length in zip(frames, frame_lengths.tolist(), strict=True)
+    ]
+
+
+def encode(
+    work,
+    encoder,
+    output_dir,
+    job=1,
+    num_jobs=1,
+    batch_seconds=160.0,
+    device="cpu",
+    bad_audio="stop",
+    tolerance=TOLERANCE,
+):
+    """Encode this job's shards; whole shards of an earlier run are kept.
+
+    Args:
+        work: Plan.
+        encoder: AudioEncoder on `device`.
+        output_dir: folder of the cache.
+        job: number of this job, from 1.
+        num_jobs: jobs that share the shards.
+        batch_seconds: padded seconds of audio in one encoder call.
+        device: torch device.
+        bad_audio: as for `measure`.
+        tolerance: as for `write_matrix`.
+
+    Returns:
+        (encoded, kept): counts of shards.
+
+    Raises:
+        AudioError: an unusable file, before anything is encoded; or one that breaks
+            while it is decoded.
+    """
+    identity = encoder.identity()
+    todo, kept = [], 0
+    for number in range(job - 1, len(work.shards), num_jobs):
+        fault = _shard_fault(output_dir, number, work.shards[number], identity)
+        if fault is None:
+            kept += 1
+            continue
+        todo.append(number)
+        if fault != "not made":
+            ark = _shard_paths(output_dir, number)[0]
+            logging.warning("%s: %s: it is encoded again", ark, fault)
+    if kept:
+        logging.info("%d of %d shards are whole and kept", kept, kept + len(todo))
+    clips = [work.clips[key] for number in todo for key in work.shards[number]]
+    longest_s = None
+    if encoder.max_duration_s is not None:
+        longest_s = encoder.max_duration_s * encoder.max_windows
+    durations_s, dropped = measure(clips, bad_audio, longest_s)
+    seconds = sum(durations_s.values())
+    size = seconds * encoder.frames_per_second * encoder.width * 2
+    logging.info(
+        "job %d of %d: %d clips, %.1f h of audio, about %.3g GB will be written to %s",
+        job, num_jobs, len(durations_s), seconds / 3600, size / 1e9, output_dir,
+    )  # fmt: skip
+    started, done_s = time.monotonic(), 0.0
+    for number in todo:
+        usable = [key for key in work.shards[number] if key in durations_s]
+        left_out = {key: dropped[key] for key in work.shards[number] if key in dropped}
+        batches = length_batches(durations_s, usable, batch_seconds)
+        paths = _shard_paths(output_dir, number)
+        clips = [[work.clips[key] for key in batch] for batch in batches]
+        _encode_shard(paths, clips, left_out, encoder, identity, device, tolerance)
+        done_s += sum(durations_s[key] for key in usable)
+        elapsed = time.monotonic() - started
+        logging.info(
+            "job %d of %d: %s done, %d %% of the audio in %.0f s, %.0f times real time",
+            job, num_jobs, paths[0].name, round(100 * done_s / max(seconds, 1e-9)),
+            elapsed, done_s / max(elapsed, 1e-9),
+        )  # fmt: skip
+    return len(todo), kept
+
+
+def _encode_shard(paths, batches, left_out, encoder, identity, device, tolerance):
+    """Write one ark and, after it, the note that makes it count."""
+    ark, note = paths
+
+    def load(batch):
+        return [
+            read_audio(clip.path, encoder.sample_rate, clip.start_s, clip.end_s)
+            for clip in batch
+        ]
+
+    note.unlink(missing_ok=True)
+    entries = {}  # clip id -> [offset, frames]
+    total = sum(map(len, batches))
+    with ThreadPoolExecutor(1) as reader, atomic_binary(ark) as stream:
+        # The next batch is decoded while the encoder works on this one.
+        pending = reader.submit(load, batches[0]) if batches else None
+        last_report = time.monotonic()
+        for i, batch in enumerate(batches):
+            audio = pending.result()
+            if i + 1 < len(batches):
+                pending = reader.submit(load, batches[i + 1])
+            rows = encode_batch(encoder, audio, device)
+            for clip, frames in zip(batch, rows, strict=True):
+                offset = write_matrix(stream, clip.id, frames, tolerance)
+                entries[clip.id] = [offset, len(frames)]
+            if time.monotonic() - last_report > 20:
+                last_report = time.monotonic()
+                logging.info("%s: %d of %d clips", ark.name, len(entries), total)
+    write_json(
+        note,
+        {
+            "schema": SCHEMA,
+            "identity": identity,
+            "bytes": ark.stat().st_size,
+            "sha256": sha256(ark),
+            "clips": dict(sorted(entries.items())),
+            "dropped": left_out,
+        },
+    )
+
+
+def merge(work, data_dir, output_dir, encoder_facts):
+    """Join the shards of all jobs: feats.scp, feats_shape, copies, feats.json last.
+
+    Args:
+        work: the Plan that the jobs followed.
+        data_dir: where the set's other files are copied from.
+        output_dir: folder of the cache.
+        encoder_facts: {"identity": ..., "width": ..., ...} as `encoder_facts` gives.
+
+    Returns:
+        The content of feats.json.
+
+    Raises:
+        FeatureCacheError: shards that are missing or truncated, each named.
+    """
+    output_dir = Path(output_dir)
+    identity = encoder_facts["identity"]
+    faults = []
+    for number, clip_ids in enumerate(work.shards):
+        fault = _shard_fault(output_dir, number, clip_ids, identity)
+        if fault is not None:
+            faults.append(f"{_shard_paths(output_dir, number)[0]}: {fault}")
+    if faults:
+        raise FeatureCacheError(
+            f"{len(faults)} of {len(work.shards)} shards are not whole: "
+            + "; ".join(faults[:10])
+            + ". Run the encoding jobs again; whole shards are kept."
+        )
+    places, shards, dropped = dict(work.reused), [], {}
+    for number in range(len(work.shards)):
+        ark, note = _shard_paths(output_dir, number)
+        content = json.loads(note.read_text(encoding="utf-8"))
+        for clip_id, (offset, frames) in content["clips"].items():
+            places[clip_id] = (str(ark), offset, frames)
+        dropped.update(content["dropped"])
+        shards.append(
+            {
+                "file": ark.name,
+                "bytes": content["bytes"],
+                "sha256": content["sha256"],
+                "clips": len(content["clips"]),
+            }
+        )
+    if not places:
+        raise FeatureCacheError(f"{data_dir}: no usable clip is left.")
+    samples = {key: clip for key, clip in work.samples.items() if clip in places}
+    width = encoder_facts["width"]
+    feats_json = output_dir / "feats.json"
+    feats_json.unlink(missing_ok=True)
+    rewrite(data_dir, output_dir, set(samples))
+    write_atomically(
+        output_dir / "feats.scp",
+        (f"{key} {places[clip][0]}:{places[clip][1]}" for key, clip in samples.items()),
+    )
+    # Lets ESPnet's length samplers work without a statistics run over the audio.
+    write_atomically(
+        output_dir / "feats_shape",
+        (f"{key} {places[clip][2]},{width}" for key, clip in samples.items()),
+    )
+    frames = [place[2] for place in places.values()]
+    content = {
+        "schema": SCHEMA,
+        **encoder_facts,
+        "storage": "kaldi CM2 (16 bit a value), FM (float32) where CM2 is too coarse",
+        "num_clips": len(places),
+        "num_samples": len(samples),
+        "num_frames": sum(frames),
+        "min_frames": min(frames),
+        "max_frames": max(frames),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+        "reused": work.reused_from,
+        "dropped": dropped,
+    }
+    write_json(feats_json, content)
+    _remove_stale_shards(output_dir, len(work.shards))
+    return content
+
+
+def _remove_stale_shards(output_dir, count):
+    """Shards of an earlier, larger cut of this set would only take room."""
+    for path in Path(output_dir).glob("feats.[0-9]*.*"):
+        number = path.name.split(".")[1]
+        if number.isdigit() and int(number) >= count:
+            path.unlink()
+
+
+def encoder_facts(encoder):
+    """What training needs to know of an encoder it does not build.
+
+    Args:
+        encoder: AudioEncoder.
+
+    Returns:
+        Dict of plain values, as it stands in feats.json.
+    """
+    return {
+        "identity": encoder.identity(),
+        "sample_rate": encoder.sample_rate,
+        "width": encoder.width,
+        "frames_per_second": encoder.frames_per_second,
+        "max_duration_s": encoder.max_duration_s,
+        "frames_per_window": encoder.frames_per_window,
+        "max_windows": encoder.max_windows,
+    }

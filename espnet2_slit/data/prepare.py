@@ -1,0 +1,473 @@
+"""Checks and converts the audio of a data directory: every clip once, then lists.
+
+Owns what an encoder may rely on: one file per clip, mono, one rate, finite samples,
+not empty. Clips that cannot be had are dropped, counted and named; nothing is passed
+over in silence. What was checked is remembered beside the audio, so that a run that was
+cut short, and the next set with the same clips, goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from espnet2_slit.common import compat
+from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
+from espnet2_slit.data.data_dir import (
+    DataDirError,
+    Report,
+    SortedWriter,
+    read_map,
+    read_pairs,
+    rewrite,
+    sample_ids,
+    segment_fault,
+)
+
+VERSION = 1  # raise it when the output for the same input changes
+CHECKED = "checked.jsonl"
+# What a message of audio_io is counted as; anything else is "unreadable audio".
+REASONS = {
+    "no such audio file": "missing audio",
+    "(0 bytes)": "empty file",
+    "truncated": "truncated audio",
+    "NaN": "NaN or infinite samples",
+    " s of audio": "0 s of audio",
+    "has no audio from": "segment outside the file",
+    "shorter than": "too short",
+    "longer than": "too long",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How clips are checked and written.
+
+    Args:
+        sample_rate: Hz that the encoder takes.
+        min_duration_s: shorter clips are dropped.
+        max_duration_s: longer clips are dropped; 0: none are.
+        check: "full" decodes every file, "header" only opens it (faster on a file
+            server; truncated files and NaN are then met in training).
+        audio_format: of converted clips, "flac" or "wav".
+    """
+
+    sample_rate: int = 16000
+    min_duration_s: float = 0.05
+    max_duration_s: float = 0.0
+    check: str = "full"
+    audio_format: str = "flac"
+
+    def __post_init__(self):
+        if self.check not in ("full", "header"):
+            raise ValueError(f"check: expected full or header, found {self.check!r}")
+        if self.audio_format not in ("flac", "wav"):
+            raise ValueError(
+                f"audio_format: expected flac or wav, found {self.audio_format!r}"
+            )
+        if self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate: expected a rate in Hz, found {self.sample_rate}"
+            )
+        if self.max_duration_s and self.max_duration_s < self.min_duration_s:
+            raise ValueError(
+                f"max_duration_s: expected 0 (no limit) or at least min_duration_s"
+                f" {self.min_duration_s}, found {self.max_duration_s}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One stretch of audio to check: what wav.scp says, and from where to where."""
+
+    source: str
+    start_s: float = 0.0
+    end_s: float = -1.0
+
+    @property
+    def whole(self) -> bool:
+        """True for a whole file, False for a part of one."""
+        return self.start_s == 0 and self.end_s < 0
+
+    def key(self, options: Options) -> str:
+        """Name of the clip and of the file it is written to."""
+        words = (self.source, self.start_s, self.end_s, options, VERSION)
+        return hashlib.blake2b(repr(words).encode("utf-8"), digest_size=12).hexdigest()
+
+
+def is_kaldi(source: str) -> bool:
+    """Whether a wav.scp value is a command or a place in an ark, not a file."""
+    return source.endswith("|") or (
+        not os.path.exists(source) and source.rpartition(":")[2].isdigit()
+    )
+
+
+def _read_kaldi(source: str, options: Options):
+    """Audio of a `command |` or `file.ark:123` as ESPnet's own loader reads it."""
+    try:
+        value = compat.kaldi_io().load_mat(source)
+    except Exception as error:  # whatever the command or the ark reader raises
+        raise AudioError(
+            f"{source}: cannot be read ({type(error).__name__}: {error})."
+            " Run the command by hand, or check the ark"
+        ) from error
+    first, second = value
+    rate, audio = (first, second) if isinstance(first, int) else (second, first)
+    return to_mono(audio, rate, options.sample_rate, name=source)
+
+
+def check_clip(clip: Clip, folder: str, options: Options) -> dict:
+    """Check one clip and write it where it has to be converted.
+
+    Args:
+        clip: what to read.
+        folder: where converted clips go.
+        options: rate and limits.
+
+    Returns:
+        {"path", "samples", "note"} or {"error"}; with "stamp", size and time of the
+        source file, by which the result is known to be still valid.
+    """
+    stamp = _stamp(clip.source)
+    try:
+        return {**_checked(clip, folder, options), "stamp": stamp}
+    except AudioError as error:
+        return {"error": str(error), "stamp": stamp}
+
+
+def _stamp(source: str) -> list[int]:
+    try:
+        status = os.stat(source)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _checked(clip: Clip, folder: str, options: Options) -> dict:
+    notes = []
+    if is_kaldi(clip.source):
+        audio = _read_kaldi(clip.source, options)
+        if not clip.whole:
+            first = round(clip.start_s * options.sample_rate)
+            end = (
+                len(audio)
+                if clip.end_s < 0
+                else round(clip.end_s * options.sample_rate)
+            )
+            audio = audio[first:end]
+            notes.append("cut by segments")
+        notes.append("read through a command or ark")
+    else:
+        info = probe(clip.source)
+        end_s = info.duration_s if clip.end_s < 0 else min(clip.end_s, info.duration_s)
+        _check_duration(clip.source, end_s - clip.start_s, options)
+        fits = info.sample_rate == options.sample_rate and info.channels == 1
+        if info.sample_rate != options.sample_rate:
+            notes.append("resampled")
+        if info.channels > 1:
+            notes.append("down-mixed")
+        if clip.whole and fits and options.check == "header":
+            samples = round(info.duration_s * info.sample_rate)
+            return {"path": clip.source, "samples": samples, "note": notes}
+        audio = read_audio(clip.source, options.sample_rate, clip.start_s, clip.end_s)
+        if clip.whole and fits:
+            return {"path": clip.source, "samples": len(audio), "note": notes}
+        if not clip.whole:
+            notes.append("cut by segments")
+    _check_duration(clip.source, len(audio) / options.sample_rate, options)
+    name = clip.key(options)
+    path = Path(folder) / name[:2] / f"{name}.{options.audio_format}"
+    _write_audio(path, audio, options)
+    return {"path": str(path), "samples": len(audio), "note": notes}
+
+
+def _check_duration(source: str, duration_s: float, options: Options) -> None:
+    if duration_s < options.min_duration_s:
+        raise AudioError(
+            f"{source}: {duration_s:.3f} s, shorter than {options.min_duration_s} s"
+        )
+    if options.max_duration_s and duration_s > options.max_duration_s:
+        raise AudioError(
+            f"{source}: {duration_s:.3f} s, longer than {options.max_duration_s} s"
+        )
+
+
+def _write_audio(path: Path, audio, options: Options) -> None:
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Through memory: of a full disk libsndfile says "System error", the stream why.
+    whole = io.BytesIO()
+    soundfile.write(
+        whole,
+        audio.clip(-1.0, 1.0 - 2.0**-15),
+        options.sample_rate,
+        format=options.audio_format.upper(),
+        subtype="PCM_16",
+    )
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
+    try:
+        with open(handle, "wb") as stream:
+            stream.write(whole.getvalue())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say of which file
+        raise
+
+
+def _check_chunk(work: tuple[list[Clip], str, Options]) -> list[dict]:
+    clips, folder, options = work
+    return [check_clip(clip, folder, options) for clip in clips]
+
+
+class Checked:
+    """Results of earlier runs, one line per clip, appended as they come.
+
+    Args:
+        folder: where converted clips and the record lie.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / CHECKED
+        self._found: dict[str, dict] = {}
+        if self.path.is_file():
+            with open(self.path, encoding="utf-8", errors="replace") as stream:
+                for line in stream:
+                    # The last line of a run that was killed may be half a line.
+                    with contextlib.suppress(json.JSONDecodeError):
+                        entry = json.loads(line)
+                        self._found[entry.pop("key")] = entry
+
+    def get(self, clip: Clip, options: Options) -> dict | None:
+        """The earlier result, if source and written file are still the same.
+
+        Failures are looked at again: the file may have been mended.
+        """
+        entry = self._found.get(clip.key(options))
+        if entry is None or "error" in entry or entry["stamp"] != _stamp(clip.source):
+            return None
+        if entry["path"] != clip.source and not os.path.isfile(entry["path"]):
+            return None
+        return entry
+
+    def add(self, entries: Iterable[tuple[str, dict]]) -> None:
+        """Append (key of a clip, what was found)."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n"
+            for key, entry in entries
+        ]
+        with open(self.path, "ab") as stream:
+            if stream.tell():  # a half line stays a line of its own
+                with open(self.path, "rb") as before:
+                    before.seek(-1, os.SEEK_END)
+                    if before.read(1) != b"\n":
+                        stream.write(b"\n")
+            stream.write("".join(lines).encode("utf-8"))
+
+
+def _clips(source: Path, report: Report) -> dict[str, Clip]:
+    """sample id -> clip to read."""
+    recordings = read_map(source / "wav.scp")
+    if not (source / "segments").is_file():
+        return {key: Clip(value) for key, value in recordings.items()}
+    found = {}
+    for key, value in read_pairs(source / "segments"):
+        fault = segment_fault(value)
+        if fault or value.split()[0] not in recordings:
+            report.drop("segment broken or of no recording", f"{key} {fault or value}")
+            continue
+        name, start, end = value.split()
+        found[key] = Clip(recordings[name], float(start), float(end))
+    return found
+
+
+def prepare(
+    source: Path,
+    target: Path,
+    options: Options | None = None,
+    audio_dir: Path | None = None,
+    jobs: int = 1,
+    progress: Callable[[str], None] = logging.info,
+) -> Report:
+    """Check every clip of a data directory and write the directory to train from.
+
+    The new wav.scp names original files where these already fit, converted ones else;
+    segments are cut, so it needs none. `utt2num_samples` gives the lengths.
+
+    Args:
+        source: data directory.
+        target: data directory to make, e.g. dump/raw/<set>.
+        options: rate, limits, how thorough.
+        audio_dir: where converted clips go; default: `audio` beside `target`, so that
+            sets share them.
+        jobs: processes.
+        progress: is given a line every few seconds.
+
+    Returns:
+        Report, also written to report.json; "up to date" in its notes if an earlier run
+        made all of it from the same input.
+
+    Raises:
+        DataDirError: no clip is usable; the message counts the reasons.
+    """
+    source, target = Path(source), Path(target)
+    options = options or Options()
+    if not source.is_dir():
+        raise DataDirError(
+            f"{source}: no such folder, expected a data directory with wav.scp. Make it"
+            " first (the recipe's stage 1, or slit_data from_manifest)."
+        )
+    audio_dir = Path(audio_dir or target.parent / "audio")
+    identity = _identity(source, options)
+    earlier = _earlier(target, identity)
+    if earlier is not None:
+        return earlier
+
+    report = Report(str(source))
+    clips = _clips(source, report)
+    report.rows = len(sample_ids(source))
+    checked = Checked(audio_dir)
+    results: dict[Clip, dict] = {}
+    open_clips: list[Clip] = []
+    for clip in dict.fromkeys(clips.values()):
+        known = checked.get(clip, options)
+        if known is None:
+            open_clips.append(clip)
+        else:
+            results[clip] = known
+    if results and open_clips:
+        progress(
+            f"{len(results):,} of {len(results) + len(open_clips):,} clips are known"
+        )
+    done, begin, shown = 0, time.monotonic(), time.monotonic()
+    for chunk, found in _run(open_clips, str(audio_dir), options, jobs):
+        results.update(zip(chunk, found, strict=True))
+        checked.add(
+            (clip.key(options), entry) for clip, entry in zip(chunk, found, strict=True)
+        )
+        done += len(chunk)
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            left = (shown - begin) / done * (len(open_clips) - done)
+            progress(
+                f"{source.name}: {done:,} of {len(open_clips):,} clips checked,"
+                f" about {left:.0f} s left"
+            )
+
+    kept = _write_lists(source, target, clips, results, options, report)
+    if not kept:
+        raise DataDirError(
+            f"{source}: none of {report.rows} clips is usable.\n  "
+            + "\n  ".join(report.lines())
+        )
+    report.kept = kept
+    report.write(target / "report.json", identity=identity)
+    return report
+
+
+def _identity(source: Path, options: Options) -> dict:
+    """What the result depends on, cheaply: names, sizes and times of the lists."""
+    files = {
+        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(source.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name != "report.json"
+    }
+    return {"files": files, "options": repr(options), "version": VERSION}
+
+
+def _earlier(target: Path, identity: dict) -> Report | None:
+    try:
+        found = json.loads((target / "report.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    names = ("wav.scp", "utt2num_samples", "utt2spk", "spk2utt")
+    if found.pop("identity", None) != identity:
+        return None
+    if not all((target / name).is_file() for name in names):
+        return None
+    found.pop("schema")
+    report = Report(**found)
+    report.notes["up to date"] = "nothing to do"
+    return report
+
+
+def _run(
+    clips: list[Clip], folder: str, options: Options, jobs: int
+) -> Iterator[tuple[list[Clip], list[dict]]]:
+    """(clips, results) chunk by chunk; a bounded number of chunks is under way."""
+    size = 32
+    chunks = [clips[at : at + size] for at in range(0, len(clips), size)]
+    if jobs <= 1 or len(chunks) <= 1:
+        for chunk in chunks:
+            yield chunk, _check_chunk((chunk, folder, options))
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        work = ((chunk, folder, options) for chunk in chunks)
+        for chunk, found in zip(chunks, pool.map(_check_chunk, work), strict=True):
+            yield chunk, found
+
+
+def _write_lists(
+    source: Path,
+    target: Path,
+    clips: dict[str, Clip],
+    results: dict[Clip, dict],
+    options: Options,
+    report: Report,
+) -> int:
+    """Write the target directory; returns the number of samples kept."""
+    kept = set()
+    for key, clip in clips.items():
+        result = results[clip]
+        if "error" not in result:
+            kept.add(key)
+            for note in result["note"]:
+                report.note(note)
+            continue
+        message = result["error"]
+        reasons = [name for words, name in REASONS.items() if words in message]
+        report.drop(reasons[0] if reasons else "unreadable audio", f"{key}: {message}")
+    names = [path for path in (source / "text", source / "utt2spk") if path.is_file()]
+    for path in names:
+        present = {key for key, value in read_pairs(path) if value}
+        for key in sorted(kept - present):
+            report.drop(f"no line in {path.name}", key)
+        kept &= present
+    if not kept:
+        return 0
+    target.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target / "report.json")  # from here on the directory is in between
+    rewrite(source, target, kept)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target / "segments")
+    hours = 0.0
+    with (
+        SortedWriter(target / "wav.scp") as scp,
+        SortedWriter(target / "utt2num_samples") as lengths,
+    ):
+        for key in kept:
+            result = results[clips[key]]
+            scp.add(f"{key} {result['path']}")
+            lengths.add(f"{key} {result['samples']}")
+            hours += result["samples"] / options.sample_rate / 3600
+    report.notes["hours"] = round(hours, 3)
+    return len(kept)

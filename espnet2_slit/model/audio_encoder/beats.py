@@ -1,0 +1,159 @@
+"""BEATs and OpenBEATs checkpoints through ESPnet's BeatsEncoder.
+
+Owns what ESPnet's class leaves open: that the weights are really loaded, the filterbank
+statistics, and frames that are equal on ESPnet 202511 and 202611.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_slit.model.audio_encoder.base import AudioEncoder, Grid, load_checked
+
+SAMPLE_RATE = 16000
+# Log-mel frames of 25 ms each 10 ms, in patches of 16 frames x 16 of 128 mel bins.
+FRAME, HOP, PATCH, MEL_BINS = 400, 160, 16, 128
+# BeatsEncoder changes shorter input by itself, and differently in 202511 (repeats it)
+# and 202611 (pads it).
+MIN_SAMPLES = 3200
+# Statistics of the published BEATs; OpenBEATs and ESPnet 202611 have others.
+FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
+# All-ones convolutions that ESPnet 202611 adds to pass padding masks on.
+CONSTANTS = ("patch_embedding_pad.", "raw2fbank_pad.")
+
+
+class BeatsAudioEncoder(AudioEncoder):
+    """BEATs: eight frames, one per band of 16 mel bins, for every 160 ms.
+
+    Frames are in order of time, low bands first. A rest of audio below 160 ms gives no
+    frame, as in BEATs itself.
+
+    Args:
+        path: checkpoint with "cfg" and "model": BEATs as published (pre-trained or
+            fine-tuned; the predictor is left out) or made by ESPnet for OpenBEATs.
+        layer: see `AudioEncoder`.
+        window_s: seconds of audio encoded at once; 10 s is BEATs' training length.
+        fbank_mean: of the log-mel filterbank. OpenBEATs: 15.29130, or the value its
+            model card gives.
+        fbank_std: as above. OpenBEATs: 5.90532.
+        max_windows: see `AudioEncoder`.
+        windows_per_pass: see `AudioEncoder`.
+        precision: see `AudioEncoder`; the filterbank is always in float32.
+
+    Raises:
+        FileNotFoundError: no file at path.
+        ValueError: not a BEATs checkpoint, weights that do not fit, or a window
+            shorter than 0.175 s.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        layer: int | str | None = None,
+        window_s: float = 10.0,
+        fbank_mean: float = FBANK_MEAN,
+        fbank_std: float = FBANK_STD,
+        max_windows: int = 8,
+        windows_per_pass: int = 32,
+        precision: str = "float32",
+    ):
+        from espnet2_slit.common.compat import BeatsEncoder
+
+        config, weights = _read(Path(path))
+        step = PATCH * HOP
+        overhang = FRAME - HOP
+        window_steps = int(round(window_s * SAMPLE_RATE) - overhang) // step
+        if window_steps < 1:
+            raise ValueError(
+                f"window_s: expected {(step + overhang) / SAMPLE_RATE} or more (one "
+                f"patch), found {window_s}"
+            )
+        module = BeatsEncoder(
+            input_size=1,
+            beats_config=config,
+            fbank_mean=fbank_mean,
+            fbank_std=fbank_std,
+        )
+        load_checked(
+            module, weights, path, CONSTANTS, may_have=(*CONSTANTS, "predictor.")
+        )
+        # The weights stay as they are, so their norm need not be computed each time.
+        nn.utils.remove_weight_norm(module.encoder.pos_conv[0])
+        super().__init__(
+            module,
+            kind="beats",
+            path=path,
+            weights=path,
+            sample_rate=SAMPLE_RATE,
+            width=module.output_size(),
+            grid=Grid(
+                step=step,
+                overhang=overhang,
+                frames_per_step=MEL_BINS // PATCH,
+                window_steps=window_steps,
+                min_samples=MIN_SAMPLES,
+                drops_tail=True,
+            ),
+            layer=layer,
+            layers=module.encoder.layers,
+            max_windows=max_windows,
+            windows_per_pass=windows_per_pass,
+            precision=precision,
+            crop=True,  # filterbank frames and patches see nothing beyond themselves
+        )
+        self.fbank_mean, self.fbank_std = fbank_mean, fbank_std
+
+    def _final(self, audio: Tensor) -> Tensor:
+        return self.frozen.module.extract_features(audio)[0]
+
+    def _state(self, state: Tensor) -> Tensor:
+        return state.transpose(0, 1)  # (F, N, D_a) -> (N, F, D_a)
+
+    def identity(self) -> dict:
+        """Adds the filterbank statistics."""
+        statistics = {"fbank_mean": self.fbank_mean, "fbank_std": self.fbank_std}
+        return {**super().identity(), **statistics}
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and encoder weights of a BEATs checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"audio_encoder_conf.path: expected a BEATs checkpoint, found no file at "
+            f"{path}"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no checkpoint of plain tensors and values, and other pickles "
+            f"are not opened ({str(error).splitlines()[0]}). Convert it where you "
+            'trust it: torch.save({"cfg": cfg_dict, "model": state_dict}, path).'
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
+        raise ValueError(
+            f"{path}: expected a BEATs checkpoint, found {path.stat().st_size} bytes "
+            f"that cannot be read as one ({str(error).splitlines()[:1]}). It is "
+            "truncated or of another kind: copy it again."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
+        found = sorted(checkpoint) if isinstance(checkpoint, dict) else checkpoint
+        raise ValueError(
+            f'{path}: expected a BEATs checkpoint with "cfg" and "model", found '
+            f"{str(found)[:200]}. ESPnet's generate_beats_checkpoint makes one from a "
+            "trained OpenBEATs model."
+        )
+    weights = checkpoint["model"]
+    if "encoder.patch_embedding.weight" in weights:
+        # An ESPnet classifier fine-tuned from BEATs, saved whole.
+        weights = {
+            name.removeprefix("encoder."): value
+            for name, value in weights.items()
+            if name.startswith("encoder.")
+        }
+    # 202611's flash attention applies dropout in eval mode too, so it is not used.
+    return {**checkpoint["cfg"], "use_flash_attn": False}, weights

@@ -1,0 +1,720 @@
+"""One interface over Hugging Face language models that read audio as a soft prefix.
+
+Owns the layout of the sequence (where prefix, prompt and target stand), padding sides,
+the label shift, the loss, generation and the scoring of candidates. Freezing is
+`frozen`'s, special tokens around texts `prompt_encoder`'s, wording `templates`'.
+
+Layout, one row; only the target is predicted:
+
+    seq2seq   encoder: <head> prefix prompt          decoder: <start> target <eos>
+    causal    <head> prefix prompt target <eos>
+
+The head is what stands before a user's text; the prompt's ids carry what comes after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from espnet2_slit.data.prompt_encoder import PromptEncoder, load_prompt_encoder
+from espnet2_slit.model.frozen import Frozen, fingerprint, weights_folder
+from espnet2_slit.model.frozen_attention import use_fast_attention
+
+__all__ = [
+    "GenerationOptions",
+    "LanguageModel",
+    "PromptEncoder",
+    "load_language_model",
+    "load_prompt_encoder",
+]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to decode; nothing is taken from the model's own generation defaults.
+
+    Args:
+        num_beams: 1 for greedy search or plain sampling.
+        max_new_tokens: longest answer.
+        min_new_tokens: shortest answer, before the end-of-sequence token.
+        length_penalty: above 0 prefers longer beams, below 0 shorter ones.
+        repetition_penalty: of tokens generated before; 1 for none.
+        no_repeat_ngram_size: among generated tokens; 0 for none.
+        do_sample: sample instead of taking the best. The samples of a row then depend
+            on the batch it is in; without sampling they do not.
+        temperature: for sampling.
+        top_p: for sampling; 1 keeps all.
+        top_k: for sampling; 0 keeps all.
+        seed: for sampling; None takes torch's current random state.
+        rerank: texts of a row that `SLIT` chooses from by what its representation part
+            thinks of them; 0 takes the most likely one.
+
+    Raises:
+        ValueError: more texts are wanted than beams are kept.
+    """
+
+    num_beams: int = 5
+    max_new_tokens: int = 40
+    min_new_tokens: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    seed: int | None = None
+    rerank: int = 0
+
+    def __post_init__(self):
+        if not self.do_sample and self.rerank > self.num_beams:
+            raise ValueError(
+                f"rerank: expected at most num_beams ({self.num_beams}) texts to "
+                f"choose from, found {self.rerank}. Raise num_beams, or sample "
+                "(do_sample)."
+            )
+
+
+class LanguageModel(nn.Module):
+    """A frozen language model, sequence-to-sequence or causal, with a soft prefix.
+
+    Args:
+        model: a transformers model with a language-model head.
+        text: its tokenizer and the wording around texts.
+        path: where it came from, as the user gave it.
+        revision: of the Hub repository, if any.
+        weights: file, folder or module that `fingerprint` digests; None for `model`.
+        lora: keywords of `peft.LoraConfig` to train adapters in the frozen model; None
+            for none. Their weights are parameters of this module, in float32.
+        load_in_bits: how `model` was loaded, for `identity()`.
+
+    Attributes:
+        kind: "seq2seq" or "causal".
+        width: D_l, of the embeddings that prefix vectors stand among.
+        vocabulary: rows V of the output.
+        eos_id: ends every target.
+        pad_id: what padding is filled with; masks never depend on it.
+
+    Raises:
+        ValueError: tokenizer and model disagree.
+        ImportError: lora is given and PEFT is not installed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        text: PromptEncoder,
+        *,
+        path: str | Path = "",
+        revision: str | None = None,
+        weights: str | Path | nn.Module | None = None,
+        lora: dict | None = None,
+        load_in_bits: int | None = None,
+    ):
+        super().__init__()
+        config = model.config
+        tokenizer = text.tokenizer
+        self.kind, self.text = text.kind, text
+        self.path, self.revision = str(path), revision
+        # In a tuple, since torch would register a module.
+        self._weights = (model if weights is None else weights,)
+        self.lora, self.load_in_bits = lora, load_in_bits
+        embedding = model.get_input_embeddings().weight
+        self.width = embedding.shape[1]
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        stop_ids = _check_ids(model, tokenizer, self.path)
+        self.eos_id = tokenizer.eos_token_id
+        self.pad_id = next(
+            i
+            for i in (tokenizer.pad_token_id, config.pad_token_id, self.eos_id)
+            if i is not None
+        )
+        self._reset_generation(model, stop_ids)
+        use_fast_attention(model)
+        adapters = {} if lora is None else _add_lora(model, lora)
+        self.frozen = Frozen(model)
+        # torch forbids dots in a parameter's own name.
+        self.adapters = nn.ParameterDict(
+            {name.replace(".", "/"): p.requires_grad_() for name, p in adapters.items()}
+        )
+        # Not in checkpoints: the tokenizer gives them.
+        for name, ids in (("_head", text.head), ("_no_prompt", text.encode_prompt(""))):
+            row = torch.tensor(ids, dtype=torch.long)
+            self.register_buffer(name, row, persistent=False)
+
+    # ------------------------------------------------------------------ text
+
+    @property
+    def tokenizer(self):
+        """The model's tokenizer."""
+        return self.text.tokenizer
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids that follow the prefix; see `PromptEncoder.encode_prompt`."""
+        return self.text.encode_prompt(text)
+
+    def encode_target(self, text: str) -> list[int]:
+        """Ids to predict, EOS at the end; see `PromptEncoder.encode_target`."""
+        return self.text.encode_target(text)
+
+    # ------------------------------------------------------------------ loss
+
+    def loss(
+        self,
+        prefix: Tensor,
+        prompt: Tensor | None,
+        prompt_lengths: Tensor | None,
+        target: Tensor,
+        target_lengths: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Negative log-likelihood of the targets; gradients reach the prefix.
+
+        Logits are computed at positions that predict a token of a target and nowhere
+        else.
+
+        Args:
+            prefix: (B, Q, D_l) in any floating dtype.
+            prompt: (B, L) from `encode_prompt`, or None: the ids of an empty prompt.
+            prompt_lengths: (B,), or None with prompt.
+            target: (B, L) from `encode_target`.
+            target_lengths: (B,).
+
+        Returns:
+            Sum over all target tokens in nats (float32 scalar), their number (int64
+            scalar), and how many of them were the most likely token (int64 scalar).
+        """
+        mask = _mask(target, target_lengths)
+        rows, columns = mask.nonzero(as_tuple=True)
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        if self.kind == "seq2seq":
+            states, used = self._encode(embedded, used)
+            start = target.new_full((len(target), 1), self._start_id)
+            with self._project_only(rows, columns):
+                output = self.frozen(
+                    encoder_outputs=states,
+                    attention_mask=used,
+                    decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1),
+                    use_cache=False,
+                )
+        else:
+            embedded = torch.cat([embedded, self._embed(target)], dim=1)
+            first = used.sum(dim=1)  # of the target
+            embedded = _align(embedded, torch.cat([used, mask], dim=1), "left")[0]
+            # Padding is at the end, where causal attention keeps it from being seen:
+            # no mask is needed and attention takes its fast path.
+            with self._project_only(rows, first[rows] + columns - 1):
+                output = self.frozen(inputs_embeds=embedded, use_cache=False)
+        logits = self._projected(output.logits, len(rows))
+        labels = target[rows, columns]
+        total = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.detach().argmax(dim=-1) == labels).sum()
+        return total, mask.sum(), correct
+
+    # ------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        prefix: Tensor,
+        prompt: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        options: GenerationOptions | None = None,
+    ) -> list[str]:
+        """The most likely text of every row: the first of `generate_several`."""
+        written = self.generate_several(prefix, prompt, prompt_lengths, options)
+        return [texts[0] for texts in written]
+
+    @torch.no_grad()
+    def generate_several(
+        self,
+        prefix: Tensor,
+        prompt: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        options: GenerationOptions | None = None,
+    ) -> list[list[str]]:
+        """Texts for every row, by beam search, greedy search or sampling.
+
+        Args:
+            prefix: (B, Q, D_l).
+            prompt: (B, L), or None: the ids of an empty prompt.
+            prompt_lengths: (B,), or None with prompt.
+            options: None for the defaults.
+
+        Returns:
+            For each of B rows max(1, `options.rerank`) texts without special tokens and
+            outer blanks; beams stand in their order, the best first.
+        """
+        options = options or GenerationOptions()
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        # Decoders continue at the right end, so their padding stands at the left.
+        side = "left" if self.kind == "seq2seq" else "right"
+        embedded, used = _align(embedded, used, side)
+        seeded = options.do_sample and options.seed is not None
+        devices = [embedded.device] if embedded.is_cuda else []
+        with torch.random.fork_rng(devices, enabled=seeded):
+            if seeded:  # torch.manual_seed would seed devices that are not in use, too
+                torch.default_generator.manual_seed(options.seed)
+                for device in devices:
+                    generator = torch.cuda.default_generators[device.index]
+                    generator.manual_seed(options.seed)
+            ids = self.frozen.module.generate(
+                inputs_embeds=embedded,
+                attention_mask=used.long(),
+                generation_config=self._generation_config(options),
+                logits_processor=self._logits_processors(options),
+            )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def _generation_config(self, options: GenerationOptions):
+        from transformers import GenerationConfig
+
+        settings = dict(
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            do_sample=options.do_sample,
+            num_return_sequences=max(1, options.rerank),
+        )
+        if options.num_beams > 1:
+            settings["length_penalty"] = options.length_penalty
+        if options.do_sample:
+            settings["temperature"] = options.temperature
+            settings["top_p"] = options.top_p
+            settings["top_k"] = options.top_k
+        return GenerationConfig(**settings)
+
+    def _logits_processors(self, options: GenerationOptions):
+        """Repetition rules over the tokens generated so far.
+
+        As `generate` makes them itself, but for its repetition penalty leaving out as
+        many generated tokens as a row has padding, because it takes them for the
+        prompt, which it does not see when it is given embeddings.
+        """
+        from transformers import (
+            LogitsProcessorList,
+            NoRepeatNGramLogitsProcessor,
+            RepetitionPenaltyLogitsProcessor,
+        )
+
+        rules = LogitsProcessorList()
+        if options.repetition_penalty != 1.0:
+            rules.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        if options.no_repeat_ngram_size > 0:
+            rules.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
+        return rules
+
+    # ------------------------------------------------------------ candidates
+
+    @torch.no_grad()
+    def score_candidates(
+        self,
+        prefix: Tensor,
+        prompt: Tensor | None,
+        prompt_lengths: Tensor | None,
+        candidates: Tensor,
+        candidate_lengths: Tensor,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Log-likelihood of every candidate for every clip.
+
+        Prefix and prompt go through the model once per clip; candidates continue from
+        the keys and values kept.
+
+        Args:
+            prefix: (B, Q, D_l).
+            prompt: (B, L), or None: the ids of an empty prompt.
+            prompt_lengths: (B,), or None with prompt.
+            candidates: (C, L) from `encode_target`.
+            candidate_lengths: (C,).
+            batch_size: pairs of clip and candidate that are run at once.
+
+        Returns:
+            (B, C) float32 sums over tokens, EOS included, in nats; divide by
+            `candidate_lengths` for means per token.
+        """
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        candidates = candidates.to(embedded.device)
+        if self.kind == "seq2seq":
+            start = candidates.new_full((len(prefix), 1), self._start_id)
+            states, used = self._encode(embedded, used)
+            output = self.frozen(
+                encoder_outputs=states,
+                attention_mask=used,
+                decoder_input_ids=start,
+                use_cache=True,
+            )
+        else:
+            states = None
+            embedded, used = _align(embedded, used, "right")
+            output = self.frozen(
+                inputs_embeds=embedded,
+                attention_mask=used.long(),
+                position_ids=(used.long().cumsum(dim=1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        first = output.logits[:, -1].float().log_softmax(dim=-1)  # (B, V)
+        lengths = candidate_lengths.tolist()
+        # Shortest first, all clips of a candidate together: little padding in a batch.
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        pairs = [(clip, c) for c in order for clip in range(len(prefix))]
+        scores = first.new_zeros(len(prefix), len(candidates))
+        for i in range(0, len(pairs), batch_size):
+            clips, chosen = torch.tensor(
+                pairs[i : i + batch_size], device=first.device
+            ).unbind(dim=1)
+            longest = max(lengths[c] for _, c in pairs[i : i + batch_size])
+            tokens = candidates[chosen, :longest]  # (N, L)
+            mask = _mask(tokens, candidate_lengths.to(tokens.device)[chosen])
+            total = first[clips, tokens[:, 0]]
+            if longest > 1:
+                cache = _select(output.past_key_values, clips)
+                total = total + self._continue(tokens, mask, cache, clips, used, states)
+            scores[clips, chosen] = total
+        return scores
+
+    def _continue(self, tokens, mask, cache, clips, used, states) -> Tensor:
+        """(N,) log-likelihoods of tokens (N, L) after the first, from a cache."""
+        rows, columns = mask[:, 1:].nonzero(as_tuple=True)
+        if self.kind == "seq2seq":
+            inputs = dict(
+                encoder_outputs=type(states)(last_hidden_state=states[0][clips]),
+                attention_mask=used[clips],
+                decoder_input_ids=tokens[:, :-1],
+            )
+        else:
+            seen = used[clips]
+            steps = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+            inputs = dict(
+                inputs_embeds=self._embed(tokens[:, :-1]),
+                attention_mask=torch.cat([seen, mask[:, :-1]], dim=1).long(),
+                position_ids=seen.sum(dim=1, keepdim=True) + steps,
+            )
+        with self._project_only(rows, columns):
+            output = self.frozen(**inputs, past_key_values=cache, use_cache=True)
+        logits = self._projected(output.logits, len(rows))
+        losses = nn.functional.cross_entropy(
+            logits, tokens[:, 1:][rows, columns], reduction="none"
+        )
+        return logits.new_zeros(len(tokens)).index_add(0, rows, -losses)
+
+    # ------------------------------------------------------------- internals
+
+    @property
+    def _start_id(self) -> int:
+        return self.frozen.module.generation_config.decoder_start_token_id
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.frozen.module.get_input_embeddings()(ids)
+
+    def _inputs(self, prefix, prompt, prompt_lengths) -> tuple[Tensor, Tensor]:
+        """(B, N, D_l) of head, prefix and prompt, and (B, N) where they are real."""
+        if prefix.dim() != 3 or prefix.shape[2] != self.width:
+            raise ValueError(
+                f"prefix: expected (B, Q, {self.width}), found {tuple(prefix.shape)}"
+            )
+        rows, device = len(prefix), prefix.device
+        if prompt is None:
+            prompt = self._no_prompt.expand(rows, -1)
+            prompt_lengths = torch.full((rows,), prompt.shape[1], device=device)
+        head = self._embed(self._head).expand(rows, -1, -1)
+        embedded = torch.cat(
+            [head, prefix.to(head.dtype), self._embed(prompt.to(device))], dim=1
+        )
+        before = head.shape[1] + prefix.shape[1]
+        real = torch.ones(rows, before, dtype=torch.bool, device=device)
+        return embedded, torch.cat([real, _mask(prompt, prompt_lengths)], dim=1)
+
+    def _encode(self, embedded: Tensor, used: Tensor):
+        """Run the encoder of a seq2seq model: its output and the mask as integers."""
+        embedded, used = _align(embedded, used, "left")
+        encoder = self.frozen.module.get_encoder()
+        return encoder(inputs_embeds=embedded, attention_mask=used.long()), used.long()
+
+    @contextlib.contextmanager
+    def _project_only(self, rows: Tensor, columns: Tensor):
+        """Within it the vocabulary projection runs on these positions only.
+
+        The head sees one row of len(rows) positions; whatever a model does to logits
+        after it (a bias, a cap) still happens, as its own forward does it.
+        """
+        head = self.frozen.module.get_output_embeddings()
+
+        def pick(module, inputs):
+            return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
+
+        handle = head.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _projected(self, logits: Tensor, count: int) -> Tensor:
+        """(1, N, V) logits of `_project_only` -> (N, V) float32."""
+        if logits.shape[:2] != (1, count):
+            raise RuntimeError(
+                f"{type(self.frozen.module).__name__} does not apply its output layer "
+                f"to hidden states alone: expected logits (1, {count}, V), found "
+                f"{tuple(logits.shape)}. This model is not supported."
+            )
+        return logits.squeeze(0).float()
+
+    def _reset_generation(self, model: nn.Module, stop_ids: list[int]) -> None:
+        """Keep ids from the model's generation defaults, and nothing else."""
+        from transformers import GenerationConfig
+
+        old = model.generation_config
+        model.generation_config = GenerationConfig(
+            bos_token_id=old.bos_token_id,
+            eos_token_id=stop_ids,
+            pad_token_id=self.pad_id,
+            decoder_start_token_id=_start_id(model, self.path),
+            forced_bos_token_id=old.forced_bos_token_id,
+        )
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """Only the dropout of LoRA adapters follows `mode`."""
+        super().train(mode)
+        for name, module in self.frozen.module.named_modules():
+            if name.endswith("lora_dropout"):
+                module.train(mode)
+        return self
+
+    def identity(self) -> dict:
+        """What was trained with: plain values to compare when a model is loaded."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        digest = hashlib.sha256(repr(vocabulary).encode())
+        return {
+            "kind": self.kind,
+            "model_type": self.frozen.module.config.model_type,
+            "path": self.path,
+            "revision": self.revision,
+            "fingerprint": fingerprint(self._weights[0]),
+            "tokenizer_fingerprint": digest.hexdigest(),
+            "width": self.width,
+            "vocabulary": self.vocabulary,
+            "dtype": str(self.frozen.dtype).removeprefix("torch."),
+            "load_in_bits": self.load_in_bits,
+            "lora": self.lora,
+            "chat_template": self.text.uses_chat_template,
+        }
+
+
+def load_language_model(
+    path: str | Path,
+    dtype: str = "float32",
+    revision: str | None = None,
+    lora: dict | None = None,
+    load_in_bits: int | None = None,
+    trust_remote_code: bool = False,
+    use_chat_template: bool | str = "auto",
+) -> LanguageModel:
+    """Load a language model and its tokenizer, frozen.
+
+    Args:
+        path: folder of `save_pretrained`, or a name on the Hugging Face Hub. Its
+            configuration decides whether it is sequence-to-sequence or causal.
+        dtype: of the weights: float32, bfloat16 or float16. The loss is in float32.
+        revision: branch, tag or commit on the Hub.
+        lora: keywords of `peft.LoraConfig` (r, lora_alpha, target_modules, ...).
+        load_in_bits: 8 or 4 with bitsandbytes, on the current CUDA device.
+        trust_remote_code: run code that comes with the model.
+        use_chat_template: "auto" (if the tokenizer has one), True or False.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ValueError: weights are missing, or tokenizer and model disagree.
+        ImportError: PEFT or bitsandbytes is needed and not installed.
+    """
+    import transformers
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    hub = dict(revision=revision, trust_remote_code=trust_remote_code)
+    config = transformers.AutoConfig.from_pretrained(path, **hub)
+    text = load_prompt_encoder(path, use_chat_template=use_chat_template, **hub)
+    if config.is_encoder_decoder:
+        model_class = transformers.AutoModelForSeq2SeqLM
+    else:
+        model_class = transformers.AutoModelForCausalLM
+    quantization = {} if load_in_bits is None else _quantization(load_in_bits, dtype)
+    model, report = model_class.from_pretrained(
+        path,
+        config=config,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        **quantization,
+        **hub,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} weights of {type(model).__name__} are not in its "
+            f"files, so they would stay random: {', '.join(missing[:8])}. Give the "
+            "folder of a complete language model."
+        )
+    return LanguageModel(
+        model,
+        text,
+        path=path,
+        revision=revision,
+        weights=weights_folder(path, revision),
+        lora=lora,
+        load_in_bits=load_in_bits,
+    )
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def _quantization(bits: int, dtype: str) -> dict:
+    """Keywords of from_pretrained for 8- or 4-bit weights."""
+    if bits not in (4, 8):
+        raise ValueError(f"load_in_bits: expected 4, 8 or null, found {bits!r}")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"load_in_bits: {bits} needs bitsandbytes, which is not installed: "
+            "pip install 'espnet2_slit[quantize]'"
+        ) from error
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"load_in_bits: {bits} needs a CUDA device, found none. Leave it out."
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        bnb_4bit_quant_type="nf4",
+    )
+    device = torch.cuda.current_device()
+    return dict(quantization_config=config, device_map={"": device})
+
+
+def _add_lora(model: nn.Module, lora: dict) -> dict[str, nn.Parameter]:
+    """Put LoRA adapters into the model; returns their parameters, in float32."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "language_model_conf.lora needs PEFT, which is not installed: "
+            "pip install 'espnet2_slit[lora]'"
+        ) from error
+    before = {id(parameter) for parameter in model.parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        peft.inject_adapter_in_model(peft.LoraConfig(**lora), model)
+    added = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in before
+    }
+    for parameter in added.values():
+        parameter.data = parameter.data.float()
+    logging.info(
+        "LoRA: %d trainable parameters in %d tensors",
+        sum(parameter.numel() for parameter in added.values()),
+        len(added),
+    )
+    return added
+
+
+# ------------------------------------------------- does the tokenizer fit the model
+
+
+def _check_ids(model: nn.Module, tokenizer, path: str) -> list[int]:
+    """Ids that end a text; raises if tokenizer and model disagree on any id."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows "
+            f"of embeddings, so ids from {rows} on have no vector. Use the tokenizer "
+            "that was saved with the model."
+        )
+    eos = tokenizer.eos_token_id
+    stop_ids: list[int] = []
+    for source in (model.generation_config, model.config):
+        value = getattr(source, "eos_token_id", None)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        stop_ids += [i for i in values if i is not None and i not in stop_ids]
+    if stop_ids and eos not in stop_ids:
+        raise ValueError(
+            f"{path}: the tokenizer ends texts with id {eos} "
+            f"({tokenizer.eos_token!r}), the model stops at {stop_ids}: it would be "
+            "trained to write an end that generation does not stop at. Correct "
+            "eos_token_id in generation_config.json and config.json, or eos_token in "
+            "tokenizer_config.json."
+        )
+    pads = tokenizer.pad_token_id, model.config.pad_token_id
+    if None not in pads and pads[0] != pads[1]:
+        raise ValueError(
+            f"{path}: the tokenizer pads with id {pads[0]} ({tokenizer.pad_token!r}), "
+            f"the model with {pads[1]} "
+            f"({tokenizer.convert_ids_to_tokens(pads[1])!r}): finished rows of a batch "
+            "would be filled with a token that decodes as text, or real tokens be "
+            "taken for padding. Correct pad_token_id in config.json or pad_token in "
+            "tokenizer_config.json."
+        )
+    return stop_ids or [eos]
+
+
+def _start_id(model: nn.Module, path: str) -> int | None:
+    """The id decoding starts with; None for causal models."""
+    if not model.config.is_encoder_decoder:
+        return None
+    for source in (model.generation_config, model.config):
+        value = getattr(source, "decoder_start_token_id", None)
+        if value is not None:
+            return value
+    raise ValueError(
+        f"{path}: a sequence-to-sequence model without decoder_start_token_id; its "
+        "decoder has no first input. Set it in config.json."
+    )
+
+
+# --------------------------------------------------------------- tensors of sequences
+
+
+def _mask(ids: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L) True at the first `lengths` positions of each row."""
+    positions = torch.arange(ids.shape[1], device=lengths.device)
+    return positions < lengths.unsqueeze(1)
+
+
+def _align(embedded: Tensor, used: Tensor, side: str) -> tuple[Tensor, Tensor]:
+    """Move what is used to one side of each row, in order, and padding to the other."""
+    rank = used if side == "right" else ~used
+    order = rank.to(torch.uint8).argsort(dim=1, stable=True)  # (B, N)
+    index = order.unsqueeze(-1).expand_as(embedded)
+    return embedded.gather(1, index), used.gather(1, order)
+
+
+def _select(cache, rows: Tensor):
+    """A new cache with these rows of an old one, which stays as it is."""
+    cache = copy.copy(cache)
+    if hasattr(cache, "self_attention_cache"):
+        cache.self_attention_cache = _select(cache.self_attention_cache, rows)
+        cache.cross_attention_cache = _select(cache.cross_attention_cache, rows)
+        cache.is_updated = dict(cache.is_updated)
+        return cache
+    # Layers replace their tensors when they grow, so a shallow copy is enough.
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    cache.batch_select_indices(rows)
+    return cache

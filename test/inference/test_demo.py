@@ -1,0 +1,233 @@
+"""Tests of the demo page: what its buttons do, and the page in a headless browser."""
+
+import http.client
+import json
+import os
+import shutil
+import urllib.parse
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_system
+
+from espnet2_slit.inference import demo
+from espnet2_slit.inference.slit import SLIT, InferenceError
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three clips in a folder."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for i in range(3):
+        random = np.random.default_rng(i)
+        audio = 0.3 * np.sin(0.05 * (i + 1) * np.arange(RATE + 3000 * i))
+        audio += 0.05 * random.standard_normal(len(audio))
+        soundfile.write(folder / f"clip{i}.wav", audio.astype(np.float32), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slit(tmp_path_factory, tiny_parts):
+    return SLIT.from_pretrained(
+        tiny_system.system(tmp_path_factory.mktemp("exp"), tiny_parts)
+    )
+
+
+@pytest.fixture(scope="module")
+def page(slit, folder):
+    return demo.Page(slit, folder)
+
+
+def test_buttons_give_what_the_library_gives(page, slit, folder):
+    clip = str(folder / "clip1.wav")
+    assert page.caption(clip) == slit.caption(clip)
+    assert page.ask(clip, " what is it? ") == slit.answer(clip, "what is it?")
+    rows, best = page.search("a dog barks")
+    assert rows[0][1] == os.path.basename(best)
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), reverse=True)
+
+
+@pytest.mark.parametrize("route", ["similarity", "matching", "language_model"])
+def test_label_shares_keep_the_order_of_the_scores(page, slit, folder, route):
+    clip = str(folder / "clip0.wav")
+    shares = page.classify(clip, "dog, rain ,dog, bell", route)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares) == list(
+        slit.classify(clip, ["dog", "rain", "bell"], route=route).scores
+    )
+
+
+def test_missing_input_is_said_not_raised(page):
+    assert page.caption(None) == demo.NO_AUDIO
+    assert page.ask(None, "what?") == demo.NO_AUDIO
+    assert page.look(None) is None
+    assert page.search("  ") == ([], None)
+
+
+def test_attention_is_drawn_by_time_and_band():
+    weights = np.zeros(24)
+    weights[8 * 1 + 3] = 0.5  # second moment, fourth band of eight
+    picture = demo.attention_map(weights, 8)
+    assert picture.shape == (8, 3)
+    assert picture[3, 1] == 1 and picture.sum() == 1
+
+
+def test_picture_covers_the_clip(page, folder):
+    figure = page.look(str(folder / "clip2.wav"))
+    top = figure.axes[0]
+    assert top.get_xlim() == (0, pytest.approx((RATE + 6000) / RATE))
+    assert demo.encoder_bands(page.slit) == 8  # BEATs
+
+
+def test_spectrogram_shows_the_tone_where_it_is():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
+    high = np.sin(2 * np.pi * 4000 * np.arange(RATE) / RATE).astype(np.float32)
+    low_bin, high_bin = (
+        demo.log_mel(audio, RATE).mean(axis=1).argmax() for audio in (tone, high)
+    )
+    assert 0 < low_bin < high_bin < demo.MEL_BINS
+
+
+def test_search_needs_a_representation_part(slit, folder, monkeypatch):
+    monkeypatch.setattr(slit, "representation", None)
+    with pytest.raises(InferenceError, match="representation part"):
+        demo.Page(slit, folder)
+
+
+# ---------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def url(slit, folder):
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    blocks = demo.launch(slit, folder, port=0, block=False)
+    yield blocks.local_url
+    blocks.close()
+
+
+def call(url, name, *data):
+    """Press a button as the page does."""
+    host = urllib.parse.urlparse(url).netloc
+    connection = http.client.HTTPConnection(host, timeout=120)
+    body = json.dumps({"data": data})
+    kind = {"Content-Type": "application/json"}
+    connection.request("POST", f"/gradio_api/call/{name}", body, kind)
+    event = json.loads(connection.getresponse().read())["event_id"]
+    connection.request("GET", f"/gradio_api/call/{name}/{event}")
+    answer = connection.getresponse().read().decode()
+    assert "event: complete" in answer, answer
+    return json.loads(answer.split("data: ", 1)[1].splitlines()[0])
+
+
+def test_page_answers_over_http(url, page):
+    rows, best = call(url, "search", "a dog barks")
+    expected, path = page.search("a dog barks")
+    assert rows["data"] == expected
+    assert os.path.basename(best["path"]) == os.path.basename(path)
+
+
+def test_page_gives_out_nothing_beside_the_folder(url):
+    host = urllib.parse.urlparse(url).netloc
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request("GET", f"/gradio_api/file={os.path.abspath(__file__)}")
+    assert connection.getresponse().status in (403, 404)
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+# A browser that stays by itself and takes a file for a microphone.
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+)  # fmt: skip
+
+
+@pytest.fixture
+def tab(url, folder):
+    """The page in a headless browser; a request that leaves the machine is a fault."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="driving a browser needs playwright"
+    )
+    if BROWSER is None:
+        pytest.skip("no chromium to open the page with")
+    microphone = f"--use-file-for-fake-audio-capture={folder / 'clip2.wav'}"
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(
+            executable_path=BROWSER, args=[*FLAGS, microphone]
+        )
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.set_default_timeout(120_000)
+        left = []
+        page.on("request", lambda request: left.append(request.url))
+        page.goto(url)
+        page.get_by_role("heading", name="describe, question and search").wait_for()
+        yield page
+        browser.close()
+    local = ("http://127.0.0.1", "http://localhost", "data:", "blob:")
+    assert [request for request in left if not request.startswith(local)] == []
+
+
+def press(tab, name, button):
+    """Open a tab of the page and press its button."""
+    tab.get_by_role("tab", name=name, exact=True).click()
+    tab.get_by_role("button", name=button, exact=True).click()
+
+
+def text_of(tab, label):
+    """What stands in a text box, once something does."""
+    box = tab.get_by_label(label, exact=True)
+    box.evaluate_handle("box => box")  # is there
+    tab.wait_for_function("box => box.value", arg=box.element_handle())
+    return box.input_value()
+
+
+def test_visitor_uploads_and_asks_everything(tab, slit, page, folder):
+    clip = folder / "clip1.wav"
+    tab.locator("input[type=file]").first.set_input_files(clip)
+    tab.get_by_text("clip1.wav").or_(tab.locator("#waveform")).first.wait_for()
+    tab.get_by_role("button", name="Play").first.wait_for()
+
+    press(tab, "Caption", "Describe")
+    assert text_of(tab, "Caption").strip() == slit.caption(clip).strip()
+
+    tab.get_by_role("tab", name="Ask", exact=True).click()
+    tab.get_by_label("Question", exact=True).fill("what is it?")
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    assert text_of(tab, "Answer").strip() == slit.answer(clip, "what is it?").strip()
+
+    tab.get_by_role("tab", name="Classify", exact=True).click()
+    tab.get_by_label("Labels, separated by commas").fill("wind, a bell, thunder")
+    tab.get_by_role("button", name="Classify", exact=True).click()
+    best = slit.classify(clip, ["wind", "a bell", "thunder"]).label
+    tab.get_by_role("heading", name=best).or_(
+        tab.get_by_test_id("label-output-value").filter(has_text=best)
+    ).first.wait_for()
+
+    press(tab, "Look", "Show where the queries look")
+    picture = tab.get_by_test_id("matplotlib").locator("img").first
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 500
+
+    tab.get_by_role("tab", name="Search", exact=True).click()
+    tab.get_by_label("Sound to look for").fill("a dog barks")
+    tab.get_by_role("button", name="Search", exact=True).click()
+    for _, name in page.search("a dog barks")[0]:
+        tab.get_by_text(name, exact=True).filter(visible=True).first.wait_for()
+
+
+def test_visitor_records(tab):
+    tab.get_by_role("button", name="Record audio").or_(
+        tab.get_by_label("Record audio")
+    ).first.click()
+    tab.get_by_role("button", name="Record", exact=True).first.click()
+    tab.wait_for_timeout(1500)
+    tab.get_by_role("button", name="Stop", exact=True).first.click()
+    tab.get_by_role("button", name="Play").first.wait_for()
+    press(tab, "Caption", "Describe")
+    assert text_of(tab, "Caption") != demo.NO_AUDIO

@@ -1,0 +1,82 @@
+"""Claims about the learning rate: up in a line, down along half a cosine."""
+
+import math
+
+import pytest
+import torch
+
+from espnet2_slit.train.scheduler import WarmupCosine
+
+
+def rates(steps, **conf):
+    """The rate of each step of a training."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=2.0)
+    scheduler = WarmupCosine(optimizer, **conf)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_rate_rises_in_a_line_and_falls_to_the_final_ratio():
+    found = rates(111, warmup_steps=10, final_ratio=0.1, total_steps=110)
+    assert found[:3] == pytest.approx([2 / 11, 4 / 11, 6 / 11])
+    assert max(found) == found[10] == pytest.approx(2.0)
+    assert found[60] == pytest.approx(2 * (0.1 + 0.9 / 2))  # half-way down
+    assert found[110] == pytest.approx(0.2)
+    assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_short_run_still_reaches_the_highest_rate():
+    found = rates(8, warmup_steps=1000, final_ratio=0.0, total_steps=8)
+    assert found[4] == pytest.approx(2.0) and found[7] < 1.0
+
+
+def test_without_a_total_the_rate_stays_up():
+    assert rates(50, warmup_steps=5)[-1] == 2.0
+
+
+def test_resumed_run_may_be_longer_than_the_saved_one():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    saved = WarmupCosine(optimizer, warmup_steps=0, total_steps=10).state_dict()
+    resumed = WarmupCosine(optimizer, warmup_steps=0, total_steps=100)
+    resumed.load_state_dict(saved)
+    assert resumed.total_steps == 100
+
+
+@pytest.mark.parametrize(
+    "conf", [{"warmup_steps": -1}, {"final_ratio": 1.5}, {"total_steps": -3}]
+)
+def test_impossible_settings_are_named(conf):
+    with pytest.raises(ValueError, match="expected warmup_steps >= 0"):
+        rates(1, **conf)
+
+
+def test_trainer_tells_the_number_of_steps():
+    from espnet2.samplers.abs_sampler import AbsSampler
+
+    from espnet2_slit.train.trainer import _training_steps
+
+    class Batches(AbsSampler):
+        def __len__(self):
+            return 7
+
+        def __iter__(self):
+            return iter([("a",)] * 7)
+
+    class Factory:
+        sampler = Batches()
+        num_iters_per_epoch = None
+
+    class Options:
+        max_epoch = 3
+        accum_grad = 2
+
+    assert _training_steps(Factory(), Options()) == math.ceil(7 * 3 / 2)
+    Factory.num_iters_per_epoch = 5
+    assert _training_steps(Factory(), Options()) == math.ceil(5 * 3 / 2)
+    with pytest.raises(ValueError, match="scheduler_conf.total_steps"):
+        _training_steps(object(), Options())
