@@ -218,14 +218,29 @@ class RepresentationModel(SLITModel):
         )
         # Seeds the draw of hard negatives: equal on all ranks, restored by resume.
         self.register_buffer("training_step", torch.zeros((), dtype=torch.long))
-        # DDP waits for the gradient of every trainable parameter
-        if not matching_weight:
-            self.heads.matching_head.requires_grad_(False)
-        if not contrastive_weight:
-            self.heads.requires_grad_(False)
-            self.heads.matching_head.requires_grad_(matching_weight > 0)
-        if not generation_weight and qformer.language_head is not None:
-            qformer.language_head.requires_grad_(False)
+        for part in self._idle_parts():
+            part.requires_grad_(False)
+
+    def _idle_parts(self) -> List[nn.Module]:
+        """What no loss reaches with these weights: DDP would wait for its gradient."""
+        last = self.qformer.layers[-1]
+        # of the last layer: generation reads the queries' keys and values before it
+        # changes them, matching the text's
+        losses_of = [
+            (self.heads.audio_projection, ("contrastive",)),
+            (self.heads.text_projection, ("contrastive",)),
+            (self.heads.temperature, ("contrastive",)),
+            (self.heads.matching_head, ("matching",)),
+            (self.qformer.language_head, ("generation",)),
+            (last.cross_attention, ("contrastive", "matching")),
+            (last.query_feed_forward, ("contrastive", "matching")),
+            (last.text_feed_forward, ("contrastive", "generation")),
+        ]
+        return [
+            part
+            for part, names in losses_of
+            if part is not None and not any(self.weights[name] for name in names)
+        ]
 
     def forward(
         self,

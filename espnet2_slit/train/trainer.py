@@ -115,7 +115,7 @@ class SLITTrainer(Trainer):
             trainer_options = _without_epochs_if_stopped(trainer_options)
         for scheduler in schedulers:
             if isinstance(scheduler, WarmupCosine) and not scheduler.total_steps:
-                scheduler.total_steps = _training_steps(
+                scheduler.total_steps = training_steps(
                     train_iter_factory, trainer_options
                 )
         with atomic_torch_save():
@@ -222,8 +222,12 @@ def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOption
     return dataclasses.replace(options, **stopped)
 
 
-def _training_steps(iter_factory, options: SLITTrainerOptions) -> int:
-    """Optimizer steps from the first epoch to max_epoch."""
+def training_steps(iter_factory, options: SLITTrainerOptions) -> int:
+    """Optimizer steps from the first epoch to max_epoch.
+
+    Raises:
+        ValueError: the number of batches is not known, or too small for one step.
+    """
     batches = getattr(iter_factory, "num_iters_per_epoch", None)
     if batches is None and hasattr(iter_factory, "sampler"):
         batches = len(iter_factory.sampler)
@@ -232,7 +236,13 @@ def _training_steps(iter_factory, options: SLITTrainerOptions) -> int:
             "scheduler warmupcosine: the iterator does not tell its number of batches. "
             "Set num_iters_per_epoch, or scheduler_conf.total_steps."
         )
-    return math.ceil(batches * options.max_epoch / options.accum_grad)
+    if batches < options.accum_grad:
+        raise ValueError(
+            f"accum_grad: expected at most {batches}, the batches of an epoch, found "
+            f"{options.accum_grad}: no step would be made. Lower it."
+        )
+    # ESPnet counts batches anew in each epoch: what is left over makes no step
+    return options.max_epoch * (batches // options.accum_grad)
 
 
 class WatchedIterator:

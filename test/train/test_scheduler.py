@@ -1,11 +1,14 @@
 """Claims about the learning rate: up in a line, down along half a cosine."""
 
-import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from espnet2_slit.common.checkpoint import read_checkpoint
+from espnet2_slit.task import SLITTask
 from espnet2_slit.train.scheduler import WarmupCosine
+from espnet2_slit.train.trainer import training_steps
 
 
 def rates(steps, **conf):
@@ -55,28 +58,25 @@ def test_impossible_settings_are_named(conf):
         rates(1, **conf)
 
 
-def test_trainer_tells_the_number_of_steps():
-    from espnet2.samplers.abs_sampler import AbsSampler
+@pytest.mark.parametrize("accum_grad", ["1", "2"])  # of 3 batches an epoch
+def test_last_step_of_a_training_ends_at_the_final_rate(
+    tmp_path, tiny_features, train_command, accum_grad
+):
+    more = ["--accum_grad", accum_grad, "--scheduler", "warmupcosine"]
+    more += ["--scheduler_conf", "{warmup_steps: 1, final_ratio: 0.1}"]
+    SLITTask.main(cmd=train_command("generative", tmp_path, *more, epochs=4))
+    states = read_checkpoint(tmp_path / "checkpoint.pth")
+    optimizer = states["optimizers"][0]
+    steps = {int(state["step"]) for state in optimizer["state"].values()}
+    assert steps == {{"1": 12, "2": 4}[accum_grad]}  # a third batch alone is no step
+    for group in optimizer["param_groups"]:
+        assert group["lr"] == pytest.approx(0.1 * group["initial_lr"])
 
-    from espnet2_slit.train.trainer import _training_steps
 
-    class Batches(AbsSampler):
-        def __len__(self):
-            return 7
-
-        def __iter__(self):
-            return iter([("a",)] * 7)
-
-    class Factory:
-        sampler = Batches()
-        num_iters_per_epoch = None
-
-    class Options:
-        max_epoch = 3
-        accum_grad = 2
-
-    assert _training_steps(Factory(), Options()) == math.ceil(7 * 3 / 2)
-    Factory.num_iters_per_epoch = 5
-    assert _training_steps(Factory(), Options()) == math.ceil(5 * 3 / 2)
+def test_number_of_batches_must_be_known_and_enough_for_a_step():
+    options = SimpleNamespace(max_epoch=3, accum_grad=6)
     with pytest.raises(ValueError, match="scheduler_conf.total_steps"):
-        _training_steps(object(), Options())
+        training_steps(object(), options)
+    batches = SimpleNamespace(num_iters_per_epoch=5)
+    with pytest.raises(ValueError, match="accum_grad: expected at most 5.*found 6"):
+        training_steps(batches, options)
