@@ -22,13 +22,13 @@ import torch
 from alternate import machine, spread, timed, write
 
 from espnet2_slit.common import compat
-from espnet2_slit.model.espnet_model import PRECISIONS
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()
 
 from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
 
+PRECISIONS = ("float32", "bfloat16")
 CONTROL = "float32, rounded start"
 
 

@@ -24,6 +24,7 @@ from espnet2_slit.common.checkpoint import (
     read_training_config,
     read_weights,
 )
+from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.data.features import check_features, identity_differences
 from espnet2_slit.data.preprocessor import (
     SLITPreprocessor,
@@ -226,6 +227,12 @@ class SLITTask(AbsTask):
         """Train (or collect statistics) in this process."""
         cls.check_arguments(args)
         cls.trainer = Trainer if cls._uses_deepspeed(args) else SLITTrainer
+        if "precision" in args.model_conf:  # config.yaml says what was chosen
+            args.model_conf["precision"] = choose_precision(
+                args.model_conf["precision"],
+                "cuda" if args.ngpu else "cpu",
+                option="model_conf.precision",
+            )
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
         previous = read_training_config(Path(args.output_dir)) if args.resume else None
@@ -471,6 +478,7 @@ class SLITTask(AbsTask):
                 )
             from espnet2_slit.model.audio_encoder import build_audio_encoder
 
+            cls._choose_encoder_precision(args, args.audio_encoder_identity)
             encoder = build_audio_encoder(args.audio_encoder, **args.audio_encoder_conf)
             _record(args, "audio_encoder_identity", encoder.identity())
             return encoder, _facts(encoder)
@@ -481,6 +489,8 @@ class SLITTask(AbsTask):
             known["fingerprint"] = fingerprint(path)
         if "layer" in args.audio_encoder_conf:
             known["layer"] = args.audio_encoder_conf["layer"]
+        if args.audio_encoder_conf.get("precision", "auto") != "auto":
+            known["precision"] = args.audio_encoder_conf["precision"]
         content = check_features(args.features, known)
         for option in (
             args.train_data_path_and_name_and_type,
@@ -491,6 +501,7 @@ class SLITTask(AbsTask):
                 if name == "feats" and other.is_file():
                     check_features(other, content["identity"])
         _record(args, "audio_encoder_identity", content["identity"])
+        cls._choose_encoder_precision(args, content["identity"])
         # so that config.yaml can build the encoder where there is no cache
         if not args.audio_encoder:
             args.audio_encoder = content["identity"]["kind"]
@@ -500,6 +511,21 @@ class SLITTask(AbsTask):
                 "path": content["identity"]["path"],
             }
         return None, content
+
+    @classmethod
+    def _choose_encoder_precision(
+        cls, args: argparse.Namespace, made_by: Optional[Dict[str, Any]]
+    ) -> None:
+        """Write into the options what `precision: auto` of the encoder is.
+
+        Frames that exist decide, whatever this machine would choose: a cache is of use
+        on other machines, too.
+        """
+        if args.audio_encoder_conf.get("precision") == "auto":
+            device = "cuda" if getattr(args, "ngpu", 0) else "cpu"
+            made_in = (made_by or {}).get("precision")
+            chosen = made_in or choose_precision("auto", device)
+            args.audio_encoder_conf = {**args.audio_encoder_conf, "precision": chosen}
 
     @classmethod
     @typechecked

@@ -396,6 +396,56 @@ def test_moved_frozen_parts_are_accepted(stages, tmp_path, tiny_parts):
         load(stages["generative"], overrides={"langauge_model": "x"})
 
 
+@pytest.fixture
+def cpu_with_bfloat16(monkeypatch):
+    """Switches the CPU's bfloat16 instructions on and off."""
+
+    def switch(there):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+    return switch
+
+
+@pytest.mark.parametrize("there, chosen", [(False, "float32"), (True, "bfloat16")])
+def test_config_says_which_precision_auto_was(
+    there, chosen, tmp_path, train_command, cpu_with_bfloat16
+):
+    cpu_with_bfloat16(there)
+    more = ["--model_conf", "precision=auto"]
+    main(train_command("representation", tmp_path, *more))
+    assert config(tmp_path)["model_conf"]["precision"] == chosen
+
+
+def test_auto_frames_stay_those_of_the_training_on_another_machine(
+    tmp_path, train_command, cpu_with_bfloat16
+):
+    from espnet2_slit.task import SLITTask
+
+    cpu_with_bfloat16(False)
+    more = ["--audio_encoder_conf", "precision=auto"]
+    main(train_command("generative", tmp_path, *more, cached=False))
+    assert config(tmp_path)["audio_encoder_conf"]["precision"] == "float32"
+    cpu_with_bfloat16(True)
+    model, _ = SLITTask.build_model_from_file(model_file=tmp_path / "1epoch.pth")
+    assert model.audio_encoder.precision == "float32"
+
+
+def test_a_cache_decides_what_auto_is(tmp_path, train_command, cpu_with_bfloat16):
+    cpu_with_bfloat16(True)  # and the tiny features are in float32
+    more = ["--audio_encoder_conf", "precision=auto"]
+    main(train_command("generative", tmp_path, *more))
+    assert config(tmp_path)["audio_encoder_conf"]["precision"] == "float32"
+
+
+def test_a_cache_of_another_precision_than_asked_for_is_refused(
+    tmp_path, train_command
+):
+    more = ["--audio_encoder_conf", "precision=bfloat16"]
+    with pytest.raises(ValueError, match="precision: expected 'bfloat16'"):
+        main(train_command("generative", tmp_path, *more))
+
+
 def test_resume_with_another_language_model_is_refused(stages, tmp_path, train_command):
     import tiny
 

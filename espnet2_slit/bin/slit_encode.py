@@ -4,6 +4,7 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 import yaml
 from espnet2.utils.nested_dict_action import NestedDictAction
@@ -115,6 +116,17 @@ def encoder_options(args):
     return name, {**(config.get("audio_encoder_conf") or {}), **args.audio_encoder_conf}
 
 
+def encoder_precision(output_dirs, ngpu):
+    """What `precision: auto` is: that of a cache which is there, else the machine's."""
+    from espnet2_slit.common.precision import choose_precision
+
+    for output_dir in output_dirs:
+        if (Path(output_dir) / "feats.json").is_file():
+            identity = features.check_features(output_dir)["identity"]
+            return identity["precision"]
+    return choose_precision("auto", "cuda" if ngpu else "cpu")
+
+
 def run(args):
     """Encode, merge or verify as asked."""
     if not 1 <= args.job <= args.num_jobs:
@@ -142,6 +154,8 @@ def run(args):
             " Give --ngpu 0 to work on the CPU (slit doctor says more)."
         )
     name, conf = encoder_options(args)
+    if conf.get("precision") == "auto":
+        conf["precision"] = encoder_precision(args.output_dir, args.ngpu)
     encoder = build_audio_encoder(name, **conf)
     if encoder.trainable:
         raise features.FeatureCacheError(

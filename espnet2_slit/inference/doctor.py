@@ -65,7 +65,7 @@ class Check:
 def examine() -> list[Check]:
     """Look at everything; what cannot be imported is a finding, not an error."""
     checks = [_python(), *(_needed(*row) for row in NEEDED)]
-    checks += [_machine(), _gpu(), _java(), *_caption_metrics()]
+    checks += [_machine(), _gpu(), _precision(), _java(), *_caption_metrics()]
     checks += [_extra(*row) for row in EXTRAS]
     return checks
 
@@ -134,6 +134,20 @@ def _gpu() -> Check:
             "install torch's CUDA build for your driver (pytorch.org)",
         )
     return Check("GPU", OPTIONAL, "torch finds none", "nvidia-smi (shows the driver)")
+
+
+def _precision() -> Check:
+    if not is_installed("torch"):
+        return Check("precision", OPTIONAL, "torch is not installed")
+    from espnet2_slit.common.precision import (
+        choose_precision,
+        default_device,
+        describe,
+    )
+
+    device = default_device()
+    chosen = choose_precision("auto", device)
+    return Check("precision", OK, f"auto is {chosen}: {describe(device)}")
 
 
 def _java() -> Check:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet2_slit.common import compat
+from espnet2_slit.common.precision import autocast, check_precision
 from espnet2_slit.model.objectives import (
     RepresentationHeads,
     contrastive,
@@ -36,7 +37,6 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel  # noqa: E402
 
 # A loss above this multiple of its running mean is counted as a spike.
 SPIKE_RATIO = 3.0
-PRECISIONS = ("float32", "bfloat16")
 RUNNING_MEAN_DECAY = 0.98  # about the last 50 steps
 
 
@@ -48,7 +48,8 @@ class SLITModel(AbsESPnetModel):
         audio_encoder: frozen encoder (its parameters, if any, weight its layers);
             None if frames come from the feature cache.
         precision: "float32", or "bfloat16": forward runs under autocast, also on a CPU,
-            where ESPnet's --use_amp does nothing. Weights stay float32.
+            where ESPnet's --use_amp does nothing; or "auto": bfloat16 where the
+            hardware has it. Weights stay float32.
         extract_feats_in_collect_stats: ESPnet's switch; nothing is normalised by
             statistics here, so its collect-stats stage never needs the model.
     """
@@ -66,11 +67,7 @@ class SLITModel(AbsESPnetModel):
         extract_feats_in_collect_stats: bool = False,
     ):
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"model_conf.precision: expected one of {PRECISIONS}, found "
-                f"{precision!r}"
-            )
+        check_precision(precision, option="model_conf.precision")
         self.precision = precision
         self.qformer = qformer
         self.audio_encoder = audio_encoder
@@ -80,10 +77,8 @@ class SLITModel(AbsESPnetModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """forward, in the configured precision."""
-        if self.precision == "float32":  # then the Trainer's own autocast decides
-            return super().__call__(*args, **kwargs)
-        device = next(self.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16):
+        # in float32 the Trainer's own autocast decides
+        with autocast(self.precision, next(self.parameters()).device):
             return super().__call__(*args, **kwargs)
 
     def encode_audio(

@@ -25,6 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.precision import (
+    PRECISIONS,
+    choose_precision,
+    default_device,
+)
 from espnet2_slit.data.prompt_encoder import PromptEncoder, load_prompt_encoder
 from espnet2_slit.model.frozen import Frozen, fingerprint, weights_folder
 from espnet2_slit.model.frozen_attention import use_fast_attention
@@ -37,7 +42,7 @@ __all__ = [
     "load_prompt_encoder",
 ]
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = (*PRECISIONS, "float16")
 
 
 @dataclass(frozen=True)
@@ -526,7 +531,8 @@ def load_language_model(
     Args:
         path: folder of `save_pretrained`, or a name on the Hugging Face Hub. Its
             configuration decides whether it is sequence-to-sequence or causal.
-        dtype: of the weights: float32, bfloat16 or float16. The loss is in float32.
+        dtype: of the weights: float32, bfloat16 or float16; "auto" is bfloat16 where
+            the hardware has it, else float32. The loss is in float32.
         revision: branch, tag or commit on the Hub.
         lora: keywords of `peft.LoraConfig` (r, lora_alpha, target_modules, ...).
         load_in_bits: 8 or 4 with bitsandbytes, on the current CUDA device.
@@ -542,8 +548,7 @@ def load_language_model(
     """
     import transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    dtype = choose_precision(dtype, default_device(), DTYPES, option="dtype")
     hub = dict(revision=revision, trust_remote_code=trust_remote_code)
     config = transformers.AutoConfig.from_pretrained(path, **hub)
     text = load_prompt_encoder(path, use_chat_template=use_chat_template, **hub)

@@ -268,6 +268,16 @@ def test_doctor_finds_what_runs_these_tests(capsys):
         assert row["status"] == "ok" or row["remedy"] or row["name"] == "GPU"
 
 
+def test_doctor_says_what_auto_precision_is(capsys, monkeypatch):
+    for there, chosen in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda t=there: t)
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        assert command.main(["doctor", "--json"]) == 0
+        checks = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert f"auto is {chosen}" in checks["precision"]["found"]
+
+
 def test_standard_output_is_the_answer_alone(model, folder):
     """In a process of its own, where ESPnet is imported for the first time."""
     done = subprocess.run(

@@ -421,5 +421,7 @@ def test_bfloat16_steps_are_close_and_weights_stay_float32(stage, tiny_parts):
 
 
 def test_unknown_precision_is_named(stage, tiny_parts):
-    with pytest.raises(ValueError, match=r"precision: expected one of .*'float64'"):
+    with pytest.raises(
+        ValueError, match=r"model_conf.precision: expected one of .*'float64'"
+    ):
         make_model(stage, tiny_parts.t5, precision="float64")

@@ -493,7 +493,9 @@ def test_sequence_to_sequence_model_needs_a_first_decoder_token(folders, tmp_pat
 
 
 def test_unknown_dtype_and_bits_are_errors(folders, monkeypatch):
-    with pytest.raises(ValueError, match="float32, bfloat16, float16, found 'int3'"):
+    with pytest.raises(
+        ValueError, match="auto, float32, bfloat16, float16, found 'int3'"
+    ):
         load_language_model(folders("t5"), dtype="int3")
     with pytest.raises(ValueError, match="expected 4, 8 or null, found 3"):
         load_language_model(folders("t5"), load_in_bits=3)

@@ -114,7 +114,12 @@ def test_training_learns_labels_and_goes_on_from_a_checkpoint(
 
 def test_training_repeats_and_measuring_changes_nothing(trainer, data):
     options = argparse.Namespace(
-        seed=1, epochs=1, batch_size=6, learning_rate=1e-3, crop_s=0.96
+        seed=1,
+        epochs=1,
+        batch_size=6,
+        learning_rate=1e-3,
+        crop_s=0.96,
+        precision="auto",
     )
     frames, targets, labels = trainer.load_clips([data])
     one, two = (trainer.build_encoder(trainer.CONFIG, 1) for _ in range(2))
@@ -128,3 +133,21 @@ def test_training_repeats_and_measuring_changes_nothing(trainer, data):
     assert all(
         torch.equal(value, weights[name]) for name, value in two.state_dict().items()
     )
+
+
+@pytest.mark.parametrize(
+    "made_in, asked, alike",
+    [
+        ({"precision": "float32"}, "auto", True),
+        ({"precision": "bfloat16"}, "auto", True),
+        ({"precision": "float32"}, "bfloat16", False),
+        ({}, "bfloat16", True),  # made before there was a choice
+        ({}, "float32", False),
+    ],
+)
+def test_what_another_machine_made_is_made_again_only_if_asked_for(
+    trainer, made_in, asked, alike
+):
+    settings = {"seed": 1}
+    assert trainer.made_alike({**settings, **made_in}, settings, asked) == alike
+    assert not trainer.made_alike({"seed": 2, **made_in}, settings, asked)

@@ -14,6 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.precision import (
+    PRECISIONS,
+    choose_precision,
+    default_device,
+)
 from espnet2_slit.model.frozen import Frozen, fingerprint
 
 # Raise when the same weights and options would give other frames than before:
@@ -99,9 +104,10 @@ class AudioEncoder(nn.Module):
         layers: the module's own list of layers to choose from; None for no choice.
         max_windows: see above.
         windows_per_pass: windows run at once, which bounds memory.
-        precision: float32, or bfloat16/float16 to run under autocast. It is the same
-            in and outside of a training loop's own autocast, so that cached frames
-            equal frames computed on the fly.
+        precision: float32, or bfloat16/float16 to run under autocast; "auto" is chosen
+            here, once, and is part of the identity. It is the same in and outside of
+            a training loop's own autocast, so that cached frames equal frames computed
+            on the fly.
         crop: cut audio to whole steps before encoding, so that more windows are of
             equal length. Only for encoders whose frames do not depend on the tail.
 
@@ -127,11 +133,9 @@ class AudioEncoder(nn.Module):
         crop: bool = False,
     ):
         super().__init__()
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(
-                "precision: expected float32, bfloat16 or float16, found "
-                f"{precision!r}"
-            )
+        precision = choose_precision(
+            precision, default_device(), (*PRECISIONS, "float16")
+        )
         if max_windows < 1 or windows_per_pass < 1:
             raise ValueError(
                 "max_windows and windows_per_pass: expected 1 or more, found "

@@ -22,6 +22,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 import torchaudio.compliance.kaldi
+from made_before import made_alike
 from mini_corpus import (
     BACKGROUNDS,
     MANNERS,
@@ -32,6 +33,7 @@ from mini_corpus import (
 )
 
 from espnet2_slit.common.compat import BeatsEncoder
+from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2
@@ -284,7 +286,7 @@ def batches(items, batch_size, generator):
         )
 
 
-def train(encoder, items, epochs, batch_size, learning_rate, seed):
+def train(encoder, items, epochs, batch_size, learning_rate, seed, precision="auto"):
     """Train encoder and a linear tagger that is thrown away afterwards.
 
     Args:
@@ -294,6 +296,7 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed):
         batch_size: clips per step.
         learning_rate: peak of a one-cycle schedule.
         seed: int.
+        precision: of the products: auto, float32 or bfloat16.
 
     Returns:
         the tagger: torch.nn.Linear from D_a to tags.
@@ -314,7 +317,7 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed):
     for epoch in range(1, epochs + 1):
         losses = []
         for frames, tags in batches(items, batch_size, generator):
-            with torch.autocast("cpu", torch.bfloat16):  # two thirds of the time
+            with autocast(precision):  # weights stay float32
                 logits = tagger(encode(encoder, frames))  # (B,T,tags)
             # Every band of a step has to tell its tags, not their mean alone: a query
             # that looks anywhere then finds them.
@@ -384,6 +387,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     # Only our own progress: ESPnet reports every layer it initialises.
@@ -405,11 +409,12 @@ def main():
     }
     if args.output.exists():
         found = torch.load(args.output, weights_only=True)
-        same = {key: found["about"].get(key) for key in about} == about
+        same = made_alike(found["about"], about, args.precision)
         if same and found["cfg"] == CONFIG:
             LOGGER.info("Encoder: %s is there", args.output)
             return
         LOGGER.info("Encoder: other settings than in %s, making anew", args.output)
+    about["precision"] = choose_precision(args.precision)
     started = time.monotonic()
     encoder = build_encoder(CONFIG, args.seed)
     if not args.random:
@@ -421,6 +426,7 @@ def main():
             args.batch_size,
             args.learning_rate,
             args.seed,
+            about["precision"],
         )
         valid = load_split(args.audio_dir, "mini_valid")
         about["valid_mean_average_precision"] = evaluate(encoder, tagger, valid)

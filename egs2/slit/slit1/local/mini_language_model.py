@@ -25,6 +25,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from made_before import made_alike
 from mini_corpus import (
     ANSWERS,
     PLURAL,
@@ -37,6 +38,7 @@ from mini_corpus import (
     questions,
 )
 
+from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 from espnet2_slit.common.templates import TEMPLATES
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
 from espnet2_slit.data.data_dir import read_map
@@ -350,7 +352,7 @@ def _pad(rows, value):
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def train(model, encoded, batch_size, learning_rate, seed):
+def train(model, encoded, batch_size, learning_rate, seed, precision="auto"):
     """One pass over the pairs, with the longest sources together.
 
     Args:
@@ -360,6 +362,7 @@ def train(model, encoded, batch_size, learning_rate, seed):
         learning_rate: peak of a one-cycle schedule; of the word embeddings
             EMBEDDING_RATE times that.
         seed: int.
+        precision: of the products: auto, float32 or bfloat16.
     """
     rng = random.Random(f"order-{seed}")
     pad = model.config.pad_token_id
@@ -389,7 +392,7 @@ def train(model, encoded, batch_size, learning_rate, seed):
     for number, rows in enumerate(groups, start=1):
         source = _pad([row[0] for row in rows], pad)
         labels = _pad([row[1] for row in rows], -100)
-        with torch.autocast("cpu", torch.bfloat16):  # two thirds of the time
+        with autocast(precision):  # weights stay float32
             loss = model(
                 input_ids=source, attention_mask=(source != pad).long(), labels=labels
             ).loss
@@ -495,7 +498,16 @@ def names_both(model, tokenizer, seed, number=100):
 # ---------------------------------------------------------------------------------
 
 
-def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
+def make(
+    folder,
+    seed,
+    pairs,
+    batch_size,
+    learning_rate,
+    vocab_size,
+    labels=(),
+    precision="auto",
+):
     """Train and save language_model/ and qformer_tokenizer/ below `folder`.
 
     Args:
@@ -506,6 +518,7 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
         learning_rate: peak.
         vocab_size: of SentencePiece.
         labels: to tell of these instead of scenes.
+        precision: of the products: auto, float32 or bfloat16.
 
     Returns:
         dict: how it was made and how well it does.
@@ -519,16 +532,16 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
         "embedding_rate": EMBEDDING_RATE,
         "vocab_size": vocab_size,
         "model": MODEL,
-        "precision": "bfloat16",
         "labels": list(labels),
     }
     stamp = folder / "language_model" / "about.json"
     if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
         found = {"labels": [], **json.loads(stamp.read_text())}
-        if {key: found.get(key) for key in about} == about:
+        if made_alike(found, about, precision):
             LOGGER.info("Language model: %s is there", stamp.parent)
             return found
         LOGGER.info("Language model: other settings than in %s, making anew", stamp)
+    about["precision"] = choose_precision(precision)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".language_model.", dir=folder))
@@ -551,6 +564,7 @@ def make(folder, seed, pairs, batch_size, learning_rate, vocab_size, labels=()):
             batch_size,
             learning_rate,
             seed,
+            about["precision"],
         )
         held_out = training_text(f"{seed}-held-out", 2000, labels)
         about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
@@ -592,6 +606,7 @@ def main():
         default=[],
         help="data directories whose labels the text is about, instead of scenes",
     )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     # Only our own progress: ESPnet reports every layer it initialises.
@@ -607,6 +622,7 @@ def main():
         args.learning_rate,
         args.vocab_size,
         read_labels(args.data_dir) if args.data_dir else (),
+        args.precision,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_before import made_alike
 from mini_encoder import (
     BANDS,
     CONFIG,
@@ -26,6 +27,7 @@ from mini_encoder import (
     save_checkpoint,
 )
 
+from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 from espnet2_slit.data.audio import read_audio
 
 LOGGER = logging.getLogger("mini")
@@ -156,7 +158,7 @@ def train(encoder, frames, targets, labels, options):
         frames: list of (frames, 128).
         targets: (N,) label numbers.
         labels: number of labels.
-        options: epochs, batch_size, learning_rate, crop_s, seed.
+        options: epochs, batch_size, learning_rate, crop_s, seed, precision.
 
     Returns:
         Tagger.
@@ -194,7 +196,7 @@ def train(encoder, frames, targets, labels, options):
                 row[targets[number]] += share
                 row[targets[other]] += 1 - share
                 wanted.append(row)
-            with torch.autocast("cpu", torch.bfloat16):  # weights stay float32
+            with autocast(options.precision):  # weights stay float32
                 logits = tagger(encode(encoder, torch.stack(inputs)))
             loss = torch.nn.functional.cross_entropy(
                 logits.float(), torch.stack(wanted), label_smoothing=0.1
@@ -243,6 +245,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--crop-s", type=float, default=2.56)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     # Only our own progress: ESPnet reports every layer it initialises.
@@ -267,10 +270,11 @@ def main():
     }
     if args.output.exists():
         found = torch.load(args.output, weights_only=True).get("about", {})
-        if {key: found.get(key) for key in about} == about:
+        if made_alike(found, about, args.precision):
             LOGGER.info("Encoder: %s is there", args.output)
             return
         LOGGER.info("Encoder: other settings than in %s, making anew", args.output)
+    about["precision"] = args.precision = choose_precision(args.precision)
     started = time.monotonic()
     config = CONFIG
     if args.init:
