@@ -230,7 +230,7 @@ class Parts:
         self.folder = self.root / key[:16]
         self.job, self.num_jobs = job, num_jobs
 
-    def run(self, name, count, compute, size=None):
+    def run(self, name, count, compute, size=None, every=False):
         """Compute this job's pieces of `range(count)`.
 
         Args:
@@ -238,18 +238,22 @@ class Parts:
             count: items.
             compute: indices -> {name: array with one row per index}.
             size: items of a piece; None: CHUNK.
+            every: this job goes on with all pieces; then those that no other job has
+                computed by then are computed here, after its own.
         """
         size = size or CHUNK
         self.folder.mkdir(parents=True, exist_ok=True)
         pieces = range(-(-count // size))
         mine = [k for k in pieces if k % self.num_jobs == self.job - 1]
-        todo = [k for k in mine if not self._path(name, k).is_file()]
-        if len(todo) < len(mine):
-            logging.info(
-                "%s: %d of %d parts are kept", name, len(mine) - len(todo), len(mine)
-            )
+        # Others' pieces from the end, which their own jobs come to last.
+        others = [k for k in reversed(pieces) if k not in mine] if every else []
+        kept = sum(self._path(name, k).is_file() for k in mine)
+        if kept:
+            logging.info("%s: %d of %d parts are kept", name, kept, len(mine))
         started, done = time.monotonic(), 0
-        for k in todo:
+        for k in [*mine, *others]:
+            if self._path(name, k).is_file():  # perhaps another job's, just now
+                continue
             indices = list(range(k * size, min((k + 1) * size, count)))
             arrays = compute(indices)
             with atomic_binary(self._path(name, k)) as stream:
@@ -550,13 +554,12 @@ def _decode_retrieval(slit, data, output_dir, options, parts, merge):
     def embed(indices):
         return {"audio": slit.embed_clips(_Some(data.clips, indices))}
 
-    alone = Parts(output_dir, parts.folder.name)
-    alone.run("audio_embeddings", count, embed)
+    parts.run("audio_embeddings", count, embed, every=True)
     found = slit.retrieve(
         data.clips,
         texts,
         options.rerank,
-        audio_embeddings=alone.merged("audio_embeddings", count)["audio"],
+        audio_embeddings=parts.merged("audio_embeddings", count)["audio"],
         match=lambda *wanted: _match_in_parts(slit, data, *wanted, parts, merge),
         rerank_scale=options.rerank_scale,
     )
@@ -614,9 +617,11 @@ def _decode_classification(slit, data, output_dir, options, parts, merge):
         )
 
     def compute(indices):
-        clips = _Some(
-            data.clips, [data.clip_index[data.samples[ids[i]]] for i in indices]
-        )
+        some = [data.clip_index[data.samples[ids[i]]] for i in indices]
+        with slit.encoded(_Some(data.clips, some)) as clips:
+            return scores(clips, indices)
+
+    def scores(clips, indices):
         arrays = {}
         if "similarity" in routes:
             arrays["similarity"] = slit.label_similarities(

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 import os
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,10 @@ LABEL_TEMPLATES = ("{}", "the sound of {}")
 RERANK = 128  # candidates that the matching head looks at, as in BLIP-2's evaluation
 # Padded seconds in one batch: 16 clips of 10 s; a longer clip is a batch of its own.
 BATCH_SECONDS = 160.0
+FORMS = (
+    "a path, an array or tensor of samples with its sample rate as (array, rate) or"
+    " sample_rate=, {'array': ..., 'sampling_rate': ...}, or a list of these"
+)
 # Pairs of clip and text that the matching head sees at once.
 PAIRS_PER_BATCH = 256
 
@@ -101,13 +107,12 @@ class Speech:
         self.target_rate = target_rate
         self.items, self.durations_s = [], []
         for i, item in enumerate(items):
-            if isinstance(item, (str, os.PathLike)):
-                self.items.append((os.fspath(item), 0.0, None))
+            item, rate = one_clip(item, i)
+            if isinstance(item, str):
+                self.items.append((item, 0.0, None))
                 self.durations_s.append(probe(item).duration_s)
                 continue
-            rate = sample_rate
-            if isinstance(item, tuple):
-                item, rate = item
+            rate = rate or sample_rate
             if not rate:
                 raise AudioError(
                     f"clip {i} is an array without a sample rate. Pass sample_rate=, or"
@@ -169,11 +174,84 @@ class Features:
         return self.reader[self.keys[i]]
 
 
-def _is_one(audio):
-    """True for one clip, False for a list of them."""
-    if isinstance(audio, tuple):  # (array, rate)
-        return len(audio) == 2 and isinstance(audio[1], (int, float))
-    return not isinstance(audio, list)
+def one_clip(item, place):
+    """A clip in any of its forms -> (path, None), or (array, its rate or None).
+
+    Args:
+        item: see FORMS.
+        place: of the clip in what was given, for the error.
+
+    Raises:
+        AudioError: none of the forms.
+    """
+    rate = None
+    if isinstance(item, dict):  # a row of datasets; undecoded ones have a path alone
+        array = item.get("array")
+        item, rate = array if array is not None else item.get("path"), item.get(
+            "sampling_rate"
+        )
+    elif hasattr(item, "get_all_samples"):  # torchcodec's decoder, of datasets
+        samples = item.get_all_samples()
+        item, rate = samples.data, samples.sample_rate
+    elif isinstance(item, tuple) and len(item) == 2:
+        item, rate = item if _is_number(item[1]) else item[::-1]
+    if isinstance(item, (str, os.PathLike)):
+        return os.fspath(item), None
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        # NumPy has no bfloat16
+        item = (item.float() if item.is_floating_point() else item).numpy()
+    if not isinstance(item, np.ndarray) or not (rate is None or _is_number(rate)):
+        raise AudioError(
+            f"clip {place}: expected {FORMS}; found {type(item).__name__}"
+            + ("." if rate is None else f" with sample rate {rate!r}.")
+        )
+    return item, None if rate is None else float(rate)
+
+
+def clip_list(audio):
+    """What a caller gave as audio -> (list of clips, True if it was one clip)."""
+    if isinstance(audio, tuple):
+        one = len(audio) == 2 and any(_is_number(value) for value in audio)
+    else:
+        one = not isinstance(audio, (list, Iterator))
+    return ([audio], True) if one else (list(audio), False)
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def word_list(name, words):
+    """Several texts that a caller gave, as a list.
+
+    Raises:
+        InferenceError: a string, which is no list of its letters; no or empty texts.
+    """
+    if isinstance(words, (str, bytes)):
+        raise InferenceError(
+            f"{name}: expected a list of texts, found the string {words!r}. Write"
+            f" [{words!r}]."
+        )
+    words = list(words)
+    if not words:
+        raise InferenceError(f"{name}: expected at least one text, found none.")
+    for word in words:
+        not_empty(name, word)
+    return words
+
+
+def not_empty(name, text):
+    """The text itself.
+
+    Raises:
+        InferenceError: blanks alone, or no string.
+    """
+    if not isinstance(text, str):
+        raise InferenceError(f"{name}: expected a text, found {text!r}.")
+    if not text.strip():
+        raise InferenceError(f"{name}: the text is empty. Write some words.")
+    return text
 
 
 def _pad(arrays):
@@ -234,6 +312,17 @@ class Part:
         return {"llm_prompt": np.asarray(ids)}
 
 
+def computes(method):
+    """Run a method without gradients, and alone: one computation at a time."""
+
+    @functools.wraps(method)
+    def alone(self, *args, **options):
+        with self._lock, torch.inference_mode():
+            return method(self, *args, **options)
+
+    return alone
+
+
 class SLIT:
     """A trained system: one representation part, one generator part, or both.
 
@@ -241,6 +330,9 @@ class SLIT:
     (stage 2 or instruction tuning) writes and ranks. Both read the same frozen audio
     encoder, which is loaded when the first waveform comes. Results do not depend on the
     batch size, except for sampled text.
+
+    Threads may share a system: what they ask is computed one after the other, since
+    parts of a computation hang on the modules for its time.
 
     Args:
         representation_train_config: config.yaml of a stage-1 experiment.
@@ -279,6 +371,7 @@ class SLIT:
             raise InferenceError(
                 f"batch_size: expected at least 1, found {batch_size}."
             )
+        self._lock = threading.RLock()
         self._encoder_path = audio_encoder
         self._encoder = None
         moved = {
@@ -449,16 +542,23 @@ class SLIT:
                     pending = reader.submit(load, batches[k + 1])
                 yield batch, arrays
 
-    def _frame_store(self, clips, wanted):
-        """A FrameStore, or nothing where no second pass over waveforms is wanted.
+    @contextlib.contextmanager
+    def encoded(self, clips):
+        """The clips as frames for several passes; waveforms are encoded now, once.
 
         Encoding a waveform twice costs more than keeping its frames for a while.
         """
-        if not wanted or clips.are_frames:
-            return contextlib.nullcontext()
-        width = self._any_part.model.qformer.encoder_width
+        if clips.are_frames:
+            yield clips
+            return
+        part = self._any_part
+        width = part.model.qformer.encoder_width
         rate = self.encoder_identity["frames_per_second"]
-        return FrameStore(len(clips), width, rate)
+        with FrameStore(len(clips), width, rate) as store:
+            with self._lock, torch.inference_mode():
+                for batch, arrays in self._batches(clips):
+                    store.put(batch, *self._frames(part, clips, arrays))
+            yield store
 
     def clips(self, audio, sample_rate=None):
         """A list of files or arrays as clips."""
@@ -511,17 +611,21 @@ class SLIT:
             A text; a list of them for a list of clips.
         """
         if isinstance(question, str):
+            question = not_empty("question", question)
             prompt = templates.instruction("question_answering", question)
         else:
             prompt = [
-                templates.instruction("question_answering", one) for one in question
+                templates.instruction("question_answering", not_empty("question", one))
+                for one in question
             ]
+        if candidates is not None:
+            candidates = word_list("candidates", candidates)
         options = answer_options(options)
         return self._write(audio, prompt, sample_rate, options, candidates)
 
     def _write(self, audio, prompt, sample_rate, options, candidates=None):
-        one = _is_one(audio)
-        clips = self.clips([audio] if one else audio, sample_rate)
+        items, one = clip_list(audio)
+        clips = self.clips(items, sample_rate)
         prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(clips):
             raise InferenceError(
@@ -532,12 +636,11 @@ class SLIT:
         if candidates is None:
             texts, _ = self.respond(clips, requests, options=options)
         else:
-            candidates = list(candidates)
             _, ranked = self.respond(clips, requests, False, candidates=candidates)
             texts = [candidates[i] for i in ranked.argmax(axis=1)]
         return texts[0] if one else texts
 
-    @torch.inference_mode()
+    @computes
     def respond(self, clips, requests, generate=True, options=None, candidates=None):
         """Texts, likelihoods of candidates, or both, for pairs of clip and instruction.
 
@@ -563,8 +666,9 @@ class SLIT:
         written = [[]] * len(requests)
         scores = np.zeros((len(requests), 0 if ids is None else len(ids)), np.float32)
         language_model = part.model.language_model
-        with self._frame_store(clips, generate and options.rerank) as store:
-            for batch, *inputs in self._prefixes(part, clips, requests, store):
+        twice = generate and options.rerank
+        with self.encoded(clips) if twice else contextlib.nullcontext(clips) as clips:
+            for batch, *inputs in self._prefixes(part, clips, requests):
                 if generate:
                     found = language_model.generate_several(*inputs, options)
                     for i, texts in zip(batch, found, strict=True):
@@ -572,15 +676,14 @@ class SLIT:
                 if ids is not None:
                     found = language_model.score_candidates(*inputs, ids, lengths)
                     scores[batch] = found.cpu().numpy()
-            if generate and options.rerank:
+            if twice:
                 owners = [clip for clip, _ in requests]
-                kept = clips if store is None else store
-                texts = self.most_fitting(kept, owners, written)
+                texts = self.most_fitting(clips, owners, written)
             else:
                 texts = [row[0] for row in written] if generate else None
         return texts, scores if ids is not None else None
 
-    @torch.inference_mode()
+    @computes
     def most_fitting(self, clips, owners, candidates):
         """Of some texts for a clip the one that retrieval would rank first.
 
@@ -605,8 +708,8 @@ class SLIT:
             wanted.setdefault(clip, {}).update(dict.fromkeys(row))
         for batch, arrays in self._batches(clips, list(wanted)):
             frames, lengths = self._frames(part, clips, arrays)
-            audio = part.model.embed_audio(frames, lengths)[0].float().cpu().numpy()
-            memory = part.model.qformer.read_frames(frames, lengths)
+            embedded_audio, memory = part.model.embed_audio(frames, lengths)
+            audio = embedded_audio.float().cpu().numpy()
             rows = [[row_of[text] for text in wanted[clip]] for clip in batch]
             logits = self._match(part, memory, rows, texts)
             for k, clip in enumerate(batch):
@@ -627,37 +730,40 @@ class SLIT:
         ids, lengths = _pad([encode(text) for text in candidates])
         return ids.to(self.device), lengths.to(self.device)
 
-    def _prefixes(self, part, clips, requests, store=None):
+    def _prefixes(self, part, clips, requests):
         """(indices of requests, prefix (B, Q, D_l), prompt, lengths) in batches.
 
-        Requests for one clip stand together, so that its frames are made once; a
-        FrameStore keeps them.
+        Requests for one clip stand together, so that its frames are made once. A batch
+        has prompts of one kind: a caption may have none where a question has one.
         """
         of_clip = {}
         for i, (clip, _) in enumerate(requests):
             of_clip.setdefault(clip, []).append(i)
         for chosen, arrays in self._batches(clips, list(of_clip)):
             frames, frame_lengths = self._frames(part, clips, arrays)
-            if store is not None:
-                store.put(chosen, frames, frame_lengths)
-            rows = [(row, i) for row, clip in enumerate(chosen) for i in of_clip[clip]]
-            for start in range(0, len(rows), self.batch_size):
-                some = rows[start : start + self.batch_size]
-                index = torch.tensor([row for row, _ in some], device=self.device)
-                batch = [i for _, i in some]
-                prompts = [part.prompt(requests[i][1]) for i in batch]
-                fields = {}
-                for name in prompts[0]:
-                    fields[name] = tuple(
-                        tensor.to(self.device)
-                        for tensor in _pad([p[name] for p in prompts])
+            kinds = {}  # names of the fields of a prompt -> [(row, request)]
+            for row, clip in enumerate(chosen):
+                for i in of_clip[clip]:
+                    names = tuple(part.prompt(requests[i][1]))
+                    kinds.setdefault(names, []).append((row, i))
+            for names, rows in kinds.items():
+                for start in range(0, len(rows), self.batch_size):
+                    some = rows[start : start + self.batch_size]
+                    index = torch.tensor([row for row, _ in some], device=self.device)
+                    batch = [i for _, i in some]
+                    prompts = [part.prompt(requests[i][1]) for i in batch]
+                    fields = {}
+                    for name in names:
+                        fields[name] = tuple(
+                            tensor.to(self.device)
+                            for tensor in _pad([p[name] for p in prompts])
+                        )
+                    prefix = part.model.prefix(
+                        frames[index],
+                        frame_lengths[index],
+                        *fields.get("qformer_instruction", (None, None)),
                     )
-                prefix = part.model.prefix(
-                    frames[index],
-                    frame_lengths[index],
-                    *fields.get("qformer_instruction", (None, None)),
-                )
-                yield batch, prefix, *fields.get("llm_prompt", (None, None))
+                    yield batch, prefix, *fields.get("llm_prompt", (None, None))
 
     # --------------------------------------------------------------- classifying
 
@@ -694,11 +800,12 @@ class SLIT:
             raise InferenceError(
                 f"normalize: expected 'sum' or 'mean', found {normalize!r}."
             )
-        labels = list(labels)
-        if len(set(labels)) != len(labels) or not labels:
-            raise InferenceError("labels: expected different labels, at least one.")
-        one = _is_one(audio)
-        clips = self.clips([audio] if one else audio, sample_rate)
+        labels = word_list("labels", labels)
+        label_templates = word_list("label_templates", label_templates)
+        if len(set(labels)) != len(labels):
+            raise InferenceError("labels: expected different labels, found equal ones.")
+        items, one = clip_list(audio)
+        clips = self.clips(items, sample_rate)
         if route == "language_model":
             sums, lengths = self.label_likelihoods(clips, labels, instruction)
             scores = sums / lengths if normalize == "mean" else sums
@@ -758,17 +865,17 @@ class SLIT:
             (Q, E) float32, unit length rows, the clip speaking through the row nearest
             to a text; (N, Q, E) for a list.
         """
-        one = _is_one(audio)
-        embedded = self.embed_clips(self.clips([audio] if one else audio, sample_rate))
+        items, one = clip_list(audio)
+        embedded = self.embed_clips(self.clips(items, sample_rate))
         return embedded[0] if one else embedded
 
     def embed_text(self, text):
         """Texts in that space: (E,) float32; (M, E) for a list."""
         if isinstance(text, str):
-            return self.embed_texts([text])[0]
-        return self.embed_texts(list(text))
+            return self.embed_texts([not_empty("text", text)])[0]
+        return self.embed_texts(word_list("texts", text))
 
-    @torch.inference_mode()
+    @computes
     def extract_features(self, raw_speech, sampling_rate=None, return_tensors="np"):
         """What the queries found in clips, asked for as of transformers' extractors.
 
@@ -788,8 +895,10 @@ class SLIT:
             raise InferenceError(
                 f"return_tensors: expected 'np' or 'pt', found {return_tensors!r}."
             )
-        clips = [raw_speech] if _is_one(raw_speech) else raw_speech
-        clips, part = self.clips(clips, sampling_rate), self._any_part
+        clips, part = (
+            self.clips(clip_list(raw_speech)[0], sampling_rate),
+            self._any_part,
+        )
         hidden = [None] * len(clips)
         for batch, arrays in self._batches(clips):
             memory = part.model.qformer.read_frames(*self._frames(part, clips, arrays))
@@ -801,20 +910,13 @@ class SLIT:
             "last_hidden_state": stacked if return_tensors == "pt" else stacked.numpy()
         }
 
-    @torch.inference_mode()
-    def embed_clips(self, clips, store=None):
-        """(N, Q, E) float32 of clips.
-
-        Args:
-            clips: Speech or Features.
-            store: FrameStore that keeps the frames for a second pass.
-        """
+    @computes
+    def embed_clips(self, clips):
+        """(N, Q, E) float32 of clips, Speech or Features."""
         part = self._need("representation")
         embedded = None
         for batch, arrays in self._batches(clips):
             frames, lengths = self._frames(part, clips, arrays)
-            if store is not None:
-                store.put(batch, frames, lengths)
             audio, _ = part.model.embed_audio(frames, lengths)  # (B,Q,E)
             if embedded is None:
                 embedded = np.empty((len(clips), *audio.shape[1:]), np.float32)
@@ -823,7 +925,7 @@ class SLIT:
             raise InferenceError("expected clips to embed, found an empty list.")
         return embedded
 
-    @torch.inference_mode()
+    @computes
     def embed_texts(self, texts, batch_size=128):
         """(M, E) float32 of texts; equal texts are encoded once."""
         part = self._need("representation")
@@ -875,9 +977,9 @@ class SLIT:
                 "direction: expected 'text_to_audio' or 'audio_to_text', found"
                 f" {direction!r}."
             )
-        one_text, one_clip = isinstance(texts, str), _is_one(audio)
-        texts = [texts] if one_text else list(texts)
-        items = [audio] if one_clip else list(audio)
+        one_text = isinstance(texts, str)
+        texts = word_list("texts", [texts] if one_text else texts)
+        items, one_clip = clip_list(audio)
         found = self.retrieve(
             self.clips(items, sample_rate), texts, rerank, (direction,)
         )
@@ -933,9 +1035,10 @@ class SLIT:
             )
             index = [row[text] for text in texts]
             return {name: array[index] for name, array in found.items()}
-        with self._frame_store(clips, rerank and audio_embeddings is None) as store:
+        twice = rerank and audio_embeddings is None
+        with self.encoded(clips) if twice else contextlib.nullcontext(clips) as clips:
             if audio_embeddings is None:
-                audio_embeddings = self.embed_clips(clips, store)
+                audio_embeddings = self.embed_clips(clips)
             scores = similarity(audio_embeddings, self.embed_texts(texts))  # (M,N)
             found = {"contrastive": scores}
             if not rerank:
@@ -949,8 +1052,7 @@ class SLIT:
             if match is not None:
                 logits = match(texts, wanted)
             else:
-                kept = clips if store is None else store
-                logits = self.match_pairs(kept, texts, wanted)
+                logits = self.match_pairs(clips, texts, wanted)
         if logits is None:
             return found
         scale = self.rerank_scale if rerank_scale is None else rerank_scale
@@ -977,7 +1079,7 @@ class SLIT:
         """
         return 1 / self._need("representation").model.temperature
 
-    @torch.inference_mode()
+    @computes
     def match_pairs(self, clips, texts, wanted):
         """Matching logits of chosen pairs.
 
@@ -1024,7 +1126,7 @@ class SLIT:
 
     # ----------------------------------------------------------------- attention
 
-    @torch.inference_mode()
+    @computes
     def attention(self, clips, instruction=None):
         """Where the queries look, for pictures.
 
@@ -1201,8 +1303,6 @@ def label_texts(labels, label_templates):
             raise InferenceError(
                 f"label template: expected '{{}}' for the label, found {template!r}."
             )
-    if not label_templates:
-        raise InferenceError("label templates: expected at least one, found none.")
     return [
         [t.replace("{}", label_words(label)) for t in label_templates]
         for label in labels

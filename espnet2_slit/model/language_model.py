@@ -66,7 +66,7 @@ class GenerationOptions:
             thinks of them; 0 takes the most likely one.
 
     Raises:
-        ValueError: more texts are wanted than beams are kept.
+        ValueError: an impossible number; more texts are wanted than beams are kept.
     """
 
     num_beams: int = 5
@@ -83,11 +83,24 @@ class GenerationOptions:
     rerank: int = 0
 
     def __post_init__(self):
-        if not self.do_sample and self.rerank > self.num_beams:
+        least = dict(num_beams=1, max_new_tokens=1, min_new_tokens=0, rerank=0, top_k=0)
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(
+                    f"{name}: expected {lowest} or more, found {getattr(self, name)}"
+                )
+        if self.rerank <= self.num_beams:
+            return
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(
+                f"rerank: {self.rerank} texts are sampled one by one, which needs "
+                f"num_beams 1, found {self.num_beams}. Set num_beams: 1."
+            )
+        if not self.do_sample:
             raise ValueError(
                 f"rerank: expected at most num_beams ({self.num_beams}) texts to "
                 f"choose from, found {self.rerank}. Raise num_beams, or sample "
-                "(do_sample)."
+                "(do_sample, num_beams 1)."
             )
 
 

@@ -11,6 +11,7 @@ import tiny_system
 import torch
 
 from espnet2_slit.bin import slit_encode, slit_inference
+from espnet2_slit.common import templates
 from espnet2_slit.data import features
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.data_dir import read_map
@@ -326,7 +327,7 @@ def test_wrong_classification_requests(slit, clips):
         slit.classify(clips[0], ["dog"], route="guess")
     with pytest.raises(InferenceError, match="different labels"):
         slit.classify(clips[0], ["dog", "dog"])
-    with pytest.raises(InferenceError, match="different labels"):
+    with pytest.raises(InferenceError, match="at least one text"):
         slit.classify(clips[0], [])
 
 
@@ -848,3 +849,200 @@ def test_class_is_found_in_the_package():
 def test_system_is_found_by_its_linked_parts(folder):
     system = packing.read_system(folder)
     assert set(system.parts) == {"representation", "generator"}
+
+
+# ---------------------------------------------------------------- what was wrong once
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory, tiny_parts):
+    """A generative model without a prompt of its own, to which questions may go."""
+    folder = tmp_path_factory.mktemp("writer") / "gen"
+    return SLIT.from_pretrained(
+        tiny_system.experiment(folder, tiny_parts, "generative", tiny_parts.t5)
+    )
+
+
+def test_prompts_of_a_batch_may_differ_in_kind(writer, clips):
+    """A caption without a prompt beside a question, in either order."""
+    wordings = ["describe the audio", "what is making the sound in this clip?"]
+    wordings[0] = templates.instruction("caption")
+    speech, words = writer.clips(clips[:2]), ["a dog barks", "yes"]
+    alone = {
+        (clip, wording): writer.respond(
+            speech, [(clip, wording)], options=SHORT, candidates=words
+        )
+        for clip in (0, 1)
+        for wording in wordings
+    }
+    assert np.ptp([scores[0, 0] for _, scores in alone.values()]) > 1e-3
+    for order in (wordings, wordings[::-1]):
+        requests = [(0, order[0]), (1, order[1]), (0, order[1]), (1, order[0])]
+        texts, scores = writer.respond(
+            speech, requests, options=SHORT, candidates=words
+        )
+        for request, text, row in zip(requests, texts, scores, strict=True):
+            assert text == alone[request][0][0]
+            np.testing.assert_allclose(row, alone[request][1][0], atol=1e-4)
+
+
+@pytest.fixture
+def passes(slit, monkeypatch):
+    """Counts of clips encoded and of clips whose frames were projected."""
+    counts = {"encoded": 0, "projected": 0}
+
+    def count(module, name, key):
+        call = getattr(module, name)
+
+        def counted(*args, **options):
+            counts[key] += len(args[0])
+            return call(*args, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(slit.encoder, "forward", "encoded")
+    count(slit.representation.model.qformer, "read_frames", "projected")
+    return counts
+
+
+def test_frames_are_projected_once_for_the_choice_among_captions(slit, clips, passes):
+    slit.most_fitting(slit.clips(clips), range(len(clips)), [TEXTS] * len(clips))
+    assert passes == {"encoded": len(clips), "projected": len(clips)}
+
+
+def test_waveforms_are_encoded_once_for_all_scores_of_labels(
+    slit, sets, tmp_path, passes
+):
+    options = DecodeOptions(attention_clips=0)
+    decode_set(slit, sets / "data" / "test_class", tmp_path / "out", options)
+    assert passes["encoded"] == 7
+
+
+def test_jobs_do_not_each_embed_everything(slit, sets, tmp_path, passes, monkeypatch):
+    monkeypatch.setattr("espnet2_slit.inference.decoding.CHUNK", 2)
+    lone = sets / "data" / "test_caption"
+    options = DecodeOptions(caption=SHORT, rerank=0, attention_clips=0)
+    embed, embedded = slit.embed_clips, []
+
+    def while_another_job_works(clips):
+        embedded.append(len(clips))
+        if len(embedded) == 1:
+            decode_set(slit, lone, tmp_path / "out", options, "auto", 2, 2)
+        return embed(clips)
+
+    monkeypatch.setattr(slit, "embed_clips", while_another_job_works, raising=False)
+    decode_set(slit, lone, tmp_path / "out", options, "auto", 1, 2)
+    # all but the piece that the first job was at when the second came to it
+    assert sum(embedded) <= 7 + 2
+    decode_set(slit, lone, tmp_path / "out", options, merge=True)
+    assert sum(embedded) <= 7 + 2 and passes["encoded"] <= 7 + sum(embedded)
+
+
+def test_sampled_texts_to_choose_from(slit, clips):
+    drawn = {"do_sample": True, "rerank": 8, "max_new_tokens": 6, "seed": 1}
+    with pytest.raises(InferenceError, match="num_beams 1.*found 5"):
+        slit.caption(clips[0], options=drawn)
+    one = slit.caption(clips[:2], options={**drawn, "num_beams": 1})
+    assert len(one) == 2 and all(isinstance(text, str) for text in one)
+
+
+@pytest.mark.parametrize("name", ["num_beams", "max_new_tokens", "rerank", "top_k"])
+def test_impossible_numbers_of_generation_are_named(slit, clips, name):
+    with pytest.raises(InferenceError, match=f"{name}: expected .*found -1"):
+        slit.caption(clips[0], options={name: -1})
+    if name != "rerank" and name != "top_k":
+        with pytest.raises(InferenceError, match=f"{name}: expected .*found 0"):
+            slit.caption(clips[0], options={name: 0})
+
+
+def test_one_clip_in_any_form(slit, clips):
+    """A clip with its rate, as NumPy, gradio and datasets hand it over."""
+    audio, rate = soundfile.read(clips[3], dtype="float32")
+    expected = slit.embed_audio(clips[3])
+    forms = [
+        (audio, np.int64(rate)),
+        (audio, np.float64(rate)),
+        (rate, audio),
+        (np.int32(rate), torch.from_numpy(audio)),
+        {"array": audio, "sampling_rate": rate},
+        {"path": None, "array": torch.from_numpy(audio), "sampling_rate": rate},
+        {"path": clips[3]},
+        Decoded(audio, rate),
+    ]
+    for form in forms:
+        found = slit.embed_audio(form)
+        assert found.shape == expected.shape, type(form)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    many = slit.embed_audio(forms)
+    np.testing.assert_allclose(many, np.stack([expected] * len(forms)), atol=1e-5)
+    again = slit.embed_audio(path for path in clips)
+    np.testing.assert_allclose(again, slit.embed_audio(clips), atol=1e-5)
+    again = slit.embed_audio((clips[0], clips[1]))
+    np.testing.assert_allclose(again, slit.embed_audio(clips[:2]), atol=1e-5)
+    coarse = torch.from_numpy(audio).bfloat16()
+    found = slit.embed_audio((coarse, rate))
+    np.testing.assert_allclose(
+        found, slit.embed_audio((coarse.float().numpy(), rate)), atol=1e-6
+    )
+
+
+class Decoded:
+    """As torchcodec's AudioDecoder, which datasets gives out."""
+
+    def __init__(self, audio, rate):
+        self.data, self.sample_rate = torch.from_numpy(audio)[None], rate
+
+    def get_all_samples(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    "form",
+    [7, None, [0.1, 0.2], {"bytes": b"RIFF"}, {"array": np.zeros(9000)}, [3.5]],
+    ids=repr,
+)
+def test_forms_that_are_no_clip_are_told_the_forms(slit, form):
+    with pytest.raises(AudioError, match="sampl.*rate"):
+        slit.caption(form)
+
+
+def test_a_string_is_not_a_list_of_letters(slit, clips):
+    for call in (
+        lambda: slit.classify(clips[0], "dog"),
+        lambda: slit.answer(clips[0], "is it loud?", candidates="yes"),
+        lambda: slit.classify(clips[0], ["dog"], label_templates="a {}"),
+    ):
+        with pytest.raises(InferenceError, match=r"expected a list.*found the string"):
+            call()
+
+
+def test_empty_words_are_errors_of_their_own(slit, clips):
+    for call in (
+        lambda: slit.answer(clips[0], " "),
+        lambda: slit.answer(clips[:2], ["what?", ""]),
+        lambda: slit.search("", clips),
+        lambda: slit.search(["a dog", "\n"], clips),
+        lambda: slit.embed_text(""),
+        lambda: slit.classify(clips[0], ["dog", ""]),
+        lambda: slit.answer(clips[0], "what?", candidates=["yes", " "]),
+    ):
+        with pytest.raises(InferenceError, match="is empty"):
+            call()
+
+
+def test_threads_share_a_system(slit, clips):
+    """What many threads ask at once is what one asks after the other."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    words = ["dog", "a bell rings", "water flows"]
+    works = [
+        lambda: slit.caption(clips[0], options=SHORT),
+        lambda: slit.classify(clips[1], words, route="language_model").scores,
+        lambda: slit.answer(clips[2], "what is it?", candidates=words),
+        lambda: slit.attention(slit.clips([clips[3]]))[0].tolist(),
+        lambda: slit.attention(slit.clips([clips[4]]))[0].tolist(),
+    ] * 3
+    expected = [work() for work in works]
+    with ThreadPoolExecutor(8) as pool:
+        found = [future.result() for future in [pool.submit(w) for w in works]]
+    assert found == expected
