@@ -107,7 +107,7 @@ class SLITTask(AbsTask):
             "--audio_encoder",
             type=str_or_none,
             default=None,
-            help="Kind of the frozen audio encoder: beats, hugging_face or espnet. "
+            help="Frozen audio encoder: beats, hugging_face, espnet or python. "
             "Not needed beside --features",
         )
         group.add_argument(

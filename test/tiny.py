@@ -544,3 +544,33 @@ def espnet_model(folder, seed: int = 0) -> Path:
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder / "valid.acc.best.pth"
+
+
+def python_encoder(width=8, claimed_width=None, pads_to_s=0.0, seed=0):
+    """An encoder by contract: 40 frames a second, each of its own 25 ms."""
+    import torch
+
+    class Encoder(torch.nn.Module):
+        sampling_rate, output_dim = 16000, claimed_width or width
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.layer = torch.nn.Linear(400, width)
+
+        def forward(self, audio, mask):
+            count = -(-audio.shape[1] // 400)
+            frames = max(count, int(pads_to_s * 40))
+            audio = torch.nn.functional.pad(audio, (0, frames * 400 - audio.shape[1]))
+            features = self.layer(audio.unflatten(1, (frames, 400))).tanh()
+            heard = torch.arange(frames) < count
+            return features, heard.expand(len(audio), -1)
+
+    return Encoder()
+
+
+def python_encoder_without_facts():
+    """Breaks the contract."""
+    import torch
+
+    return torch.nn.Identity()

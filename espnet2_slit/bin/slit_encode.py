@@ -34,7 +34,9 @@ def get_parser():
         "--config",
         help="training YAML; its audio_encoder and audio_encoder_conf are used",
     )
-    parser.add_argument("--audio_encoder", help="beats | hugging_face | espnet")
+    parser.add_argument(
+        "--audio_encoder", help="beats | hugging_face | espnet | python"
+    )
     parser.add_argument(
         "--audio_encoder_conf",
         action=NestedDictAction,

@@ -1,6 +1,7 @@
 """Audio encoders: windows, invariances, weights, parity with the original classes."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,7 +10,8 @@ import torch
 from espnet2_slit.model.audio_encoder import build_audio_encoder
 from espnet2_slit.model.audio_encoder.base import Grid
 
-NAMES = ("beats", *tiny.AUDIO_ENCODERS, "espnet")
+NAMES = ("beats", *tiny.AUDIO_ENCODERS, "espnet", "python", "short_whisper")
+KINDS = {"beats": "beats", "espnet": "espnet", "python": "python"}
 RATE = 16000
 
 
@@ -21,7 +23,12 @@ def paths(tmp_path_factory):
     def path(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            make = {"beats": tiny.beats_checkpoint, "espnet": tiny.espnet_model}
+            make = {
+                "beats": tiny.beats_checkpoint,
+                "espnet": tiny.espnet_model,
+                "python": lambda _: "tiny:python_encoder",
+                "short_whisper": tiny.whisper,
+            }
             made[name] = (make | tiny.AUDIO_ENCODERS)[name](folder)
         return made[name]
 
@@ -30,16 +37,17 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def build(paths):
-    """Builds an encoder of that name; without options always the same one."""
+    """Builds an encoder of that name; with the same options always the same one."""
     built = {}
 
     def get(name, **conf):
-        kind = name if name in ("beats", "espnet") else "hugging_face"
-        if conf:
-            return build_audio_encoder(kind, path=paths(name), **conf)
-        if name not in built:
-            built[name] = build_audio_encoder(kind, path=paths(name))
-        return built[name]
+        kind = KINDS.get(name, "hugging_face")
+        if name == "short_whisper":
+            conf = {"window_s": 8.0, **conf}
+        key = (name, *sorted(conf.items()))
+        if key not in built:
+            built[key] = build_audio_encoder(kind, path=paths(name), **conf)
+        return built[key]
 
     return get
 
@@ -172,6 +180,8 @@ def test_steps_count_whole_or_started_steps(samples, drops_tail):
         ("wavlm", 16000, 50, 499),
         ("data2vec_audio", 16000, 50, 499),
         ("espnet", 8000, 24.9, None),
+        ("python", 16000, 40, 400),
+        ("short_whisper", 16000, 50, 500),
     ],
 )
 def test_rate_and_frames_of_ten_seconds(name, rate, per_second, ten_seconds, build):
@@ -195,7 +205,7 @@ def test_identity_is_plain_and_names_what_frames_depend_on(name, build, paths):
 
 
 def test_unknown_names_and_options_are_errors(paths):
-    with pytest.raises(ValueError, match="beats, hugging_face, espnet.*'beat'"):
+    with pytest.raises(ValueError, match="beats, hugging_face, espnet, python.*'beat'"):
         build_audio_encoder("beat", path="x")
     with pytest.raises(TypeError, match="fbank_meen"):
         build_audio_encoder("beats", path=paths("beats"), fbank_meen=1.0)
@@ -233,15 +243,30 @@ def test_learned_layer_weights_are_trained_and_saved(name, build):
 
 
 def test_layer_choice_is_checked(build):
-    with pytest.raises(ValueError, match="'weighted' or 0 to 2, found 3"):
+    with pytest.raises(ValueError, match="'concatenated' or 0 to 2, found 3"):
         build("beats", layer=3)
     with pytest.raises(ValueError, match="no layers of equal width"):
         build("clap", layer=1)
 
 
 def test_fixed_windows_cannot_be_changed(build):
-    with pytest.raises(ValueError, match="Whisper has a window of its own"):
-        build("whisper", window_s=10.0)
+    with pytest.raises(ValueError, match="CLAP has a window of its own"):
+        build("clap", window_s=10.0)
+    with pytest.raises(ValueError, match="at most 30 s.*found 31"):
+        build("whisper", window_s=31.0)
+
+
+@pytest.mark.parametrize("name", ["beats", "ast", "whisper"])
+def test_layers_can_be_concatenated(name, build):
+    encoder = build(name, layer="concatenated")
+    speech = batch([noise(1, RATE), noise(0.6, RATE)])
+    states = [build(name, layer=k)(*speech)[0] for k in range(encoder.num_layers + 1)]
+    frames = encoder(*speech)[0]
+    torch.testing.assert_close(frames, torch.cat(states, dim=-1))
+    assert not encoder.trainable and frames.shape[-1] == encoder.width
+    assert (
+        encoder.identity()["width"] == encoder.width == sum(s.shape[-1] for s in states)
+    )
 
 
 def test_lower_precision_is_close_and_ignores_outer_autocast(tmp_path):
@@ -305,6 +330,82 @@ def test_whisper_frames_are_those_of_transformers(paths, build):
         expected = model.encoder(features.input_features).last_hidden_state
     frames = build("whisper")(*batch([clip]))[0]
     torch.testing.assert_close(frames, expected[:, :62], atol=1e-5, rtol=1e-5)
+
+
+def test_whisper_in_its_longest_short_window_is_whisper(build, monkeypatch):
+    """A full window of 30 s pads nothing either way, so both ways must agree."""
+    speech = batch([noise(30, RATE)])
+    whole = build("whisper")
+    expected = whole(*speech)[0]
+    monkeypatch.setattr(whole, "pads", False)
+    torch.testing.assert_close(whole(*speech)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_whisper_short_windows_cost_as_much_as_their_audio(build, monkeypatch):
+    encoder, seen = build("short_whisper"), []
+    extract = encoder._extract
+    monkeypatch.setattr(
+        encoder, "_extract", lambda *a, **k: seen.append(extract(*a, **k)) or seen[-1]
+    )
+    lengths = encoder(*batch([noise(s, RATE) for s in (1.0, 1.0, 8.01)]))[1]
+    assert lengths.tolist() == [50, 50, 401]
+    assert sorted(x.shape[-1] for x in seen) == [100, 800, 800]
+
+
+def test_python_encoder_breaks_no_contract_unnoticed(build):
+    encoder = build("python")
+    assert encoder.identity()["factory_conf"] == {}
+    wide = build_audio_encoder(
+        "python", path="tiny:python_encoder", factory_conf={"width": 12}
+    )
+    assert wide.width == 12 and wide.identity() != encoder.identity()
+    for path, message in (
+        ("tiny", "package.module:factory"),
+        ("no_such_module:f", "cannot be imported"),
+        ("tiny:no_such_name", "cannot be imported"),
+        ("tiny:python_encoder_without_facts", "without output_dim and sampling_rate"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_audio_encoder("python", path=path)
+    with pytest.raises(ValueError, match="8 wide, its output_dim says 9"):
+        build_audio_encoder(
+            "python", path="tiny:python_encoder", factory_conf={"claimed_width": 9}
+        )
+
+
+def test_example_of_an_own_encoder_works_as_documented(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    page = Path(__file__).parents[2] / "docs" / "encoders_and_language_models.md"
+    code = page.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    (tmp_path / "aisfx_encoder.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import aisfx_encoder
+
+    torch.manual_seed(0)
+    weights = tmp_path / "model.safetensors"
+    save_file(aisfx_encoder.Encoder().state_dict(), weights)
+    encoder = build_audio_encoder(
+        "python",
+        path="aisfx_encoder:encoder",
+        factory_conf={"weights": str(weights)},
+        window_s=2.0,
+    )
+    speech = batch([noise(3.0, 44100), noise(1.0, 44100)])
+    frames, lengths = encoder(*speech)
+    assert frames.shape[-1] == 512 and torch.isfinite(frames).all()
+    assert lengths.tolist() == [15, 5]  # a window of ten frames, then a shorter one
+
+
+def test_python_encoder_may_pad_by_itself(build):
+    """Frames that its mask calls padding are left out."""
+    padding = build_audio_encoder(
+        "python", path="tiny:python_encoder", factory_conf={"pads_to_s": 10.0}
+    )
+    speech = batch([noise(1.5, RATE)])
+    frames, lengths = padding(*speech)
+    assert lengths.tolist() == [60]
+    torch.testing.assert_close(frames, build("python")(*speech)[0])
 
 
 def test_ast_and_clap_frames_are_in_order_of_time(build):

@@ -53,7 +53,7 @@ config=flan_t5_base     # configs are conf/[full/]train_<training stage>_<config
 representation_config=  # another config for stage 2
 generative_config=      # another config for stage 3
 instruction_config=     # another config for stage 4
-audio_encoder=beats     # beats, hugging_face or espnet
+audio_encoder=beats     # beats, hugging_face, espnet or python
 audio_encoder_path=     # its weights
 audio_encoder_conf=     # more of its settings, "name=value name=value"
 encoder_tag=            # name of dump/<encoder tag> (default: from audio_encoder_path)

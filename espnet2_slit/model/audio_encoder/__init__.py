@@ -7,7 +7,7 @@ other files load one kind of pretrained encoder each. To add a kind: subclass
 
 from espnet2_slit.model.audio_encoder.base import AudioEncoder
 
-AUDIO_ENCODERS = ("beats", "hugging_face", "espnet")
+AUDIO_ENCODERS = ("beats", "hugging_face", "espnet", "python")
 
 __all__ = ["AUDIO_ENCODERS", "AudioEncoder", "build_audio_encoder"]
 
@@ -17,8 +17,8 @@ def build_audio_encoder(name: str, **conf) -> AudioEncoder:
 
     Args:
         name: beats (BEATs and OpenBEATs checkpoints), hugging_face (AST, CLAP, Whisper,
-            wav2vec 2.0 and its relatives) or espnet (the encoder of a trained ESPnet
-            model).
+            wav2vec 2.0 and its relatives), espnet (the encoder of a trained ESPnet
+            model) or python (a module of your own, by the name of what makes it).
         **conf: keywords of the encoder's constructor, `path` first of all.
 
     Returns:
@@ -41,6 +41,10 @@ def build_audio_encoder(name: str, **conf) -> AudioEncoder:
         from espnet2_slit.model.audio_encoder.espnet import EspnetAudioEncoder
 
         return EspnetAudioEncoder(**conf)
+    if name == "python":
+        from espnet2_slit.model.audio_encoder.python import PythonAudioEncoder
+
+        return PythonAudioEncoder(**conf)
     raise ValueError(
         f"audio_encoder: expected one of {', '.join(AUDIO_ENCODERS)}, found {name!r}"
     )

@@ -24,6 +24,8 @@ from espnet2_slit.model.frozen import Frozen, fingerprint
 # Raise when the same weights and options would give other frames than before:
 # it is part of `identity()`, so feature caches of older code are refused.
 FRAMES_VERSION = 1
+# Values of `layer` that take the states of all layers.
+ALL_STATES = ("weighted", "concatenated")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class AudioEncoder(nn.Module):
         grid: how frames lie on samples.
         layer: None for the module's final output; k for the hidden state after k
             layers (0: before the first), and layers behind it are dropped; "weighted"
-            for a learned weighting of all these states.
+            for a learned weighting of all these states; "concatenated" for all of them
+            side by side, which makes frames `num_layers + 1` times as wide.
         layers: the module's own list of layers to choose from; None for no choice.
         max_windows: see above.
         windows_per_pass: windows run at once, which bounds memory.
@@ -148,6 +151,8 @@ class AudioEncoder(nn.Module):
         self.frozen = Frozen(module)
         self.kind, self.path = kind, str(path)
         self._weights = (weights,)  # torch would register a module
+        if layer == "concatenated":
+            width *= num_layers + 1
         self.sample_rate, self.width, self.grid = sample_rate, width, grid
         self.layer, self.num_layers = layer, num_layers
         self.max_windows, self.windows_per_pass = max_windows, windows_per_pass
@@ -177,7 +182,7 @@ class AudioEncoder(nn.Module):
         return output
 
     def _encode(self, audio: Tensor) -> Tensor:
-        """Windows (N, s) -> (N, F, D_a), or (K, N, F, D_a) for "weighted"."""
+        """Windows (N, s) -> (N, F, D_a), or (K, N, F, D_a) for all states."""
         if self.layer is None:
             return self._arrange(self._final(audio))
         states: list[Tensor] = []
@@ -193,7 +198,7 @@ class AudioEncoder(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        if self.layer != "weighted":
+        if isinstance(self.layer, int):
             return self._arrange(self._state(states[self.layer]))
         return torch.stack([self._arrange(self._state(state)) for state in states])
 
@@ -258,6 +263,8 @@ class AudioEncoder(nn.Module):
         if self.trainable:  # (K, N, F, D_a) -> (N, F, D_a)
             share = self.layer_weights.float().softmax(dim=0).to(frames.device)
             frames = torch.einsum("k,knfd->nfd", share, frames)
+        elif self.layer == "concatenated":
+            frames = frames.permute(1, 2, 0, 3).flatten(2)  # (N, F, K * D_a)
         return frames
 
     def windows(self, samples: int, clip: int = 0) -> list[Window]:
@@ -341,9 +348,10 @@ def _check_layer(layer: int | str | None, num_layers: int | None, kind: str) -> 
             f"expected null, found {layer!r}"
         )
     is_index = isinstance(layer, int) and not isinstance(layer, bool)
-    if layer != "weighted" and not (is_index and 0 <= layer <= num_layers):
+    if layer not in ALL_STATES and not (is_index and 0 <= layer <= num_layers):
         raise ValueError(
-            f"layer: expected null, 'weighted' or 0 to {num_layers}, found {layer!r}"
+            f"layer: expected null, 'weighted', 'concatenated' or 0 to {num_layers}, "
+            f"found {layer!r}"
         )
 
 

@@ -157,8 +157,9 @@ class ClapEncoder(HuggingFaceAudioEncoder):
 class WhisperEncoder(HuggingFaceAudioEncoder):
     """Whisper's encoder: a frame for every 20 ms.
 
-    The extractor pads each window to 30 s, as in Whisper's training, so short clips
-    cost as much as long ones; frames of the padding are cut off.
+    Without `window_s` the extractor pads each window to 30 s, as in Whisper's training,
+    so short clips cost as much as long ones; frames of the padding are cut off. With it
+    a window is as long as its audio and takes the first of Whisper's positions.
     """
 
     @staticmethod
@@ -172,10 +173,18 @@ class WhisperEncoder(HuggingFaceAudioEncoder):
     @staticmethod
     def geometry(module, extractor, window_s) -> tuple[Grid, int]:
         """How frames lie on samples, and their width."""
-        _fixed_window(window_s, "Whisper")
         steps = module.config.max_source_positions
+        step = extractor.n_samples // steps
+        if window_s is not None:
+            longest = extractor.n_samples / extractor.sampling_rate
+            steps = round(window_s * extractor.sampling_rate / step)
+            if not 0 < steps <= module.config.max_source_positions:
+                raise ValueError(
+                    f"window_s: expected more than 0 and at most {longest:g} s, which "
+                    f"are Whisper's positions; found {window_s}"
+                )
         grid = Grid(
-            step=extractor.n_samples // steps,
+            step=step,
             overhang=0,
             frames_per_step=1,
             window_steps=steps,
@@ -184,8 +193,27 @@ class WhisperEncoder(HuggingFaceAudioEncoder):
         )
         return grid, module.config.d_model
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.pads = self.max_duration_s * self.sample_rate == self.extractor.n_samples
+
     def _final(self, audio: Tensor) -> Tensor:
-        return self.frozen(self._extract(audio, "input_features")).last_hidden_state
+        if self.pads:
+            features = self._extract(audio, "input_features")
+            return self.frozen(features).last_hidden_state
+        # The module itself insists on 30 s: its parts are called one by one instead.
+        module, step = self.frozen.module, self.grid.step
+        whole = self.grid.steps(audio.shape[1]) * step
+        audio = nn.functional.pad(audio, (0, whole - audio.shape[1]))
+        states = self._extract(audio, "input_features", padding=False)
+        for convolution in (module.conv1, module.conv2):
+            states = nn.functional.gelu(convolution(states))
+        states = states.transpose(1, 2)  # (N, D_a, F) -> (N, F, D_a)
+        states = states + module.embed_positions.weight[: states.shape[1]]
+        for layer in module.layers:
+            states = layer(states, None)
+            states = states[0] if isinstance(states, tuple) else states
+        return module.layer_norm(states)
 
 
 class WaveEncoder(HuggingFaceAudioEncoder):
@@ -263,8 +291,8 @@ def load_hugging_face(
         path: folder of `save_pretrained`, or a name on the Hugging Face Hub. The model
             type in its config.json decides the family.
         layer: see `AudioEncoder`; CLAP has no choice.
-        window_s: seconds encoded at once, 30 by default; AST, CLAP and Whisper have
-            fixed windows of their own.
+        window_s: seconds encoded at once, 30 by default. Whisper takes at most 30 and
+            then pads nothing; AST and CLAP have fixed windows of their own.
         revision: branch, tag or commit on the Hub.
         max_windows: see `AudioEncoder`.
         windows_per_pass: see `AudioEncoder`.
