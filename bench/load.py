@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 from soak import allocated_mib
 
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 
 CAPTIONS = 5  # samples of a clip
 STEPS = 5

@@ -25,7 +25,7 @@ from espnet2_slit.common.checkpoint import (
     read_weights,
 )
 from espnet2_slit.common.precision import choose_precision
-from espnet2_slit.data.features import check_features, identity_differences
+from espnet2_slit.data.feature_cache import check_features, identity_differences
 from espnet2_slit.data.preprocessor import (
     SLITPreprocessor,
     load_qformer_tokenizer,

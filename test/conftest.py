@@ -105,20 +105,20 @@ def tiny_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_features(tiny_corpus, tiny_parts):
     """The corpus encoded once, in full precision: corpus root / dump / <set>."""
-    from espnet2_slit.data import features
+    from espnet2_slit.data import feature_cache
     from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
     for name in ("train", "valid"):
         output_dir = tiny_corpus / "dump" / name
         output_dir.mkdir(parents=True)
-        work = features.plan(tiny_corpus / "data" / name, encoder.identity())
-        features.encode(work, encoder, output_dir, tolerance=0)
-        features.merge(
+        work = feature_cache.plan(tiny_corpus / "data" / name, encoder.identity())
+        feature_cache.encode(work, encoder, output_dir, tolerance=0)
+        feature_cache.merge(
             work,
             tiny_corpus / "data" / name,
             output_dir,
-            features.encoder_facts(encoder),
+            feature_cache.encoder_facts(encoder),
         )
     return tiny_corpus / "dump"
 

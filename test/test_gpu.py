@@ -661,7 +661,7 @@ def test_commands_encode_and_write_on_the_gpu(
     systems, clips, tiny_corpus, tiny_parts, tmp_path, capsys
 ):
     from espnet2_slit.bin import slit_encode, slit_inference
-    from espnet2_slit.data.features import FeatureReader
+    from espnet2_slit.data.kaldi_matrix import FeatureReader
 
     caches = []
     for ngpu in ("0", NGPU):

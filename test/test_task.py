@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir, writer
 
 RECIPE = Path(__file__).resolve().parents[1] / "egs2" / "slit" / "slit1"
 STAGES = ("representation", "generative", "instruction")
@@ -145,13 +145,13 @@ def test_espnet_draws_categories_anew_in_each_epoch(
     from espnet2.iterators.category_iter_factory import CategoryIterFactory
 
     folder = shutil.copytree(tiny_features / "train", tmp_path / "train")
-    samples = data_dir.sample_ids(folder)  # 12, one of them rare
+    samples = kaldi_dir.sample_ids(folder)  # 12, one of them rare
     for name, value in (("utt2category", "common"), ("utt2num_samples", "16000")):
         lines = [f"{sample} {value}" for sample in samples]
-        data_dir.write_atomically(folder / name, lines)
+        writer.write_atomically(folder / name, lines)
     lines = [f"{samples[0]} rare"] + [f"{sample} common" for sample in samples[1:]]
-    data_dir.write_atomically(folder / "utt2category", lines)
-    data_dir.write_categories(folder)
+    writer.write_atomically(folder / "utt2category", lines)
+    writer.write_categories(folder)
     conf = RECIPE / "conf" / "full" / "train_instruction_flan_t5_base.yaml"
     conf = yaml.safe_load(conf.read_text())
     keys = "iterator_type batch_type upsampling_factor batch_bins valid_iterator_type"

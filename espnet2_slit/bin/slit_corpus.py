@@ -26,7 +26,7 @@ from espnet2_slit.data.corpora import (
     recipe,
 )
 from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
-from espnet2_slit.data.data_dir import SAMPLE_TASKS, DataDirError, read_pairs
+from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, read_pairs
 
 
 def boolean(word):

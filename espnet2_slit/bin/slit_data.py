@@ -10,8 +10,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
-from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data import edit, kaldi_dir, validate, writer
+from espnet2_slit.data.kaldi_dir import DataDirError
+from espnet2_slit.data.report import Report
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -107,41 +108,41 @@ def get_parser() -> argparse.ArgumentParser:
 
 def _validate(args) -> int:
     for directory in args.directories:
-        count = data_dir.validate(directory, require_text=not args.no_text)
+        count = validate.validate(directory, require_text=not args.no_text)
         print(f"{directory}: valid, {count:,} samples")
     return 0
 
 
-def _show(report: data_dir.Report) -> int:
+def _show(report: Report) -> int:
     print("\n".join(report.lines()), flush=True)
     return 0
 
 
 def _fix(args) -> int:
     for directory in args.directories:
-        _show(data_dir.fix(directory))
+        _show(edit.fix(directory))
     return 0
 
 
 def _combine(args) -> int:
-    return _show(data_dir.combine(args.target, args.sources))
+    return _show(edit.combine(args.target, args.sources))
 
 
 def _ids(path: Path | None) -> list[str] | None:
     if path is None:
         return None
-    return [key for key, _ in data_dir.read_pairs(path)]
+    return [key for key, _ in kaldi_dir.read_pairs(path)]
 
 
 def _subset(args) -> int:
     ids, exclude = _ids(args.ids), _ids(args.exclude)
     return _show(
-        data_dir.subset(args.source, args.target, args.count, ids, exclude, args.seed)
+        edit.subset(args.source, args.target, args.count, ids, exclude, args.seed)
     )
 
 
 def _split(args) -> int:
-    for part in data_dir.split(args.source, args.target, args.parts):
+    for part in edit.split(args.source, args.target, args.parts):
         print(part)
     return 0
 
@@ -173,7 +174,7 @@ def _prepare(args) -> int:
         args.audio_format,
     )
     report = prepare.prepare(args.source, args.target, options, args.audio_dir, args.nj)
-    data_dir.validate(args.target, require_text=(args.source / "text").is_file())
+    validate.validate(args.target, require_text=(args.source / "text").is_file())
     return _show(report)
 
 
@@ -185,11 +186,11 @@ def _leakage(args) -> int:
         print(row.line())
     if args.report:
         facts = [asdict(row) for row in rows]
-        data_dir.write_atomically(args.report, [json.dumps(facts, indent=1)])
+        writer.write_atomically(args.report, [json.dumps(facts, indent=1)])
     if args.drop is not None:
         for folder in args.train:
             shared = {key for r in rows if r.train == str(folder) for key in r.samples}
-            _show(data_dir.subset(folder, args.drop / folder.name, exclude=shared))
+            _show(edit.subset(folder, args.drop / folder.name, exclude=shared))
         return 0
     wrong = [
         row
@@ -205,7 +206,7 @@ def _list(args) -> int:
         raise DataDirError(f"{args.folder}: no such folder of data directories.")
     names = sorted(path.parent.name for path in args.folder.glob("*/wav.scp"))
     for name in names:
-        description = data_dir.read_set(args.folder / name)
+        description = kaldi_dir.read_set(args.folder / name)
         split = description["split"] or name.partition("_")[0]
         if args.split in (None, split):
             print(name)

@@ -10,7 +10,7 @@ import yaml
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool
 
-from espnet2_slit.data import features
+from espnet2_slit.data import feature_cache, kaldi_matrix
 
 
 def get_parser():
@@ -100,18 +100,18 @@ def encoder_options(args):
             with open(args.config, encoding="utf-8") as stream:
                 config = yaml.safe_load(stream) or {}
         except yaml.YAMLError as error:
-            raise features.FeatureCacheError(
+            raise kaldi_matrix.FeatureCacheError(
                 f"{args.config}: expected YAML of plain values, found {error}."
                 " Correct it."
             ) from error
         if not isinstance(config, dict):
-            raise features.FeatureCacheError(
+            raise kaldi_matrix.FeatureCacheError(
                 f"{args.config}: expected lines `key: value`, found"
                 f" {type(config).__name__}. Give a training configuration."
             )
     name = args.audio_encoder or config.get("audio_encoder")
     if not name:
-        raise features.FeatureCacheError(
+        raise kaldi_matrix.FeatureCacheError(
             "No audio encoder is named. Give --audio_encoder, or --config with the key"
             " audio_encoder."
         )
@@ -132,17 +132,17 @@ def encoder_precision(output_dirs, ngpu):
 def run(args):
     """Encode, merge or verify as asked."""
     if not 1 <= args.job <= args.num_jobs:
-        raise features.FeatureCacheError(
+        raise kaldi_matrix.FeatureCacheError(
             f"--job {args.job}: expected a number from 1 to {args.num_jobs}."
         )
     if len(args.data_dir) != len(args.output_dir):
-        raise features.FeatureCacheError(
+        raise kaldi_matrix.FeatureCacheError(
             f"--output_dir: expected one for each of {len(args.data_dir)} --data_dir,"
             f" found {len(args.output_dir)}."
         )
     if args.verify:
         for output_dir in args.output_dir:
-            features.verify_checksums(output_dir)
+            feature_cache.verify_checksums(output_dir)
             logging.info("%s: every shard agrees with its checksum", output_dir)
         return
     # Costs seconds to import, so not for --help or --verify.
@@ -160,7 +160,7 @@ def run(args):
         conf["precision"] = encoder_precision(args.output_dir, args.ngpu)
     encoder = build_audio_encoder(name, **conf)
     if encoder.trainable:
-        raise features.FeatureCacheError(
+        raise kaldi_matrix.FeatureCacheError(
             "audio_encoder_conf.layer: weighted frames change while training, so they"
             " cannot be cached. Choose a layer, or train without a cache."
         )
@@ -174,7 +174,7 @@ def run(args):
 
 def _encode_set(args, encoder, data_dir, output_dir, reuse):
     """Encode or merge one set; True if its cache is finished then."""
-    work = features.plan(data_dir, encoder.identity(), reuse, args.shard_clips)
+    work = feature_cache.plan(data_dir, encoder.identity(), reuse, args.shard_clips)
     logging.info(
         "%s: %d samples of %d clips, %d of them reused, %d shards",
         data_dir, len(work.samples), len(work.clips), len(work.reused),
@@ -182,7 +182,7 @@ def _encode_set(args, encoder, data_dir, output_dir, reuse):
     )  # fmt: skip
     if not args.merge:
         device = f"cuda:{_gpu(args.job)}" if args.ngpu else "cpu"
-        features.encode(
+        feature_cache.encode(
             work,
             encoder.to(device),
             output_dir,
@@ -191,12 +191,12 @@ def _encode_set(args, encoder, data_dir, output_dir, reuse):
             args.batch_seconds,
             device,
             args.bad_audio,
-            0.0 if args.dtype == "float32" else features.TOLERANCE,
+            0.0 if args.dtype == "float32" else kaldi_matrix.TOLERANCE,
         )
     if not args.merge and args.num_jobs > 1:
         return False
-    facts = features.encoder_facts(encoder)
-    done = features.merge(work, data_dir, output_dir, facts)
+    facts = feature_cache.encoder_facts(encoder)
+    done = feature_cache.merge(work, data_dir, output_dir, facts)
     logging.info(
         "%s: %d clips (%d dropped), %d frames of width %d, %.3g GB",
         output_dir, done["num_clips"], len(done["dropped"]),

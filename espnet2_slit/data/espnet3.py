@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from espnet2_slit.common import compat
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 
 compat.prepare_espnet_import()
 

@@ -16,12 +16,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet2_slit.data.data_dir import (
+from espnet2_slit.data.kaldi_dir import (
     PLAIN_FILES,
     SAMPLE_FILES,
     SAMPLE_TASKS,
     DataDirError,
-    Report,
+)
+from espnet2_slit.data.report import Report
+from espnet2_slit.data.writer import (
     SortedWriter,
     write_atomically,
     write_categories,

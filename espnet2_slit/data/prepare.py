@@ -24,16 +24,11 @@ from pathlib import Path
 
 from espnet2_slit.common import compat
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
-from espnet2_slit.data.data_dir import (
-    DataDirError,
-    Report,
-    SortedWriter,
-    read_map,
-    read_pairs,
-    rewrite,
-    sample_ids,
-    segment_fault,
-)
+from espnet2_slit.data.clips import segment_fault
+from espnet2_slit.data.edit import rewrite
+from espnet2_slit.data.kaldi_dir import DataDirError, read_map, read_pairs, sample_ids
+from espnet2_slit.data.report import Report
+from espnet2_slit.data.writer import SortedWriter
 
 VERSION = 1  # raise it when the output for the same input changes
 CHECKED = "checked.jsonl"

@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_slit.common import templates
-from espnet2_slit.data.data_dir import (
+from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.feature_cache import (
+    atomic_binary,
+    check_features,
+    sha256,
+    write_json,
+)
+from espnet2_slit.data.kaldi_dir import (
     DataDirError,
     read_lines,
     read_map,
     read_pairs,
     read_set,
-    write_atomically,
 )
-from espnet2_slit.data.features import (
-    atomic_binary,
-    check_features,
-    read_clips,
-    sha256,
-    write_json,
-)
+from espnet2_slit.data.writer import write_atomically
 from espnet2_slit.inference.slit import (
     LABEL_TEMPLATES,
     RERANK,

@@ -26,7 +26,11 @@ from typing import Any
 import numpy as np
 
 from espnet2_slit.data.audio import AudioError, probe
-from espnet2_slit.data.features import atomic_binary, identity_differences, write_json
+from espnet2_slit.data.feature_cache import (
+    atomic_binary,
+    identity_differences,
+    write_json,
+)
 from espnet2_slit.inference.slit import (
     SLIT,
     Hit,

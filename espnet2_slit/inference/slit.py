@@ -30,11 +30,8 @@ import torch
 
 from espnet2_slit.common import templates
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
-from espnet2_slit.data.features import (
-    FeatureReader,
-    identity_differences,
-    length_batches,
-)
+from espnet2_slit.data.feature_cache import identity_differences, length_batches
+from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.inference import packing
 
 ROUTES = ("similarity", "matching", "language_model")
@@ -124,7 +121,7 @@ class Speech:
 
     @classmethod
     def of_clips(cls, clips, target_rate):
-        """Clips of a data directory (`features.Clip`)."""
+        """Clips of a data directory (`clips.Clip`)."""
         speech = cls([], None, target_rate)
         speech.items = [(clip.path, clip.start_s, clip.end_s) for clip in clips]
         speech.durations_s = [clip.duration_s() for clip in clips]
@@ -158,7 +155,7 @@ class Features:
         self.keys = list(keys)
         shapes = Path(scp).parent / "feats_shape"
         if shapes.is_file():
-            from espnet2_slit.data.data_dir import read_map
+            from espnet2_slit.data.kaldi_dir import read_map
 
             table = read_map(shapes)
             frames = [int(table[key].split(",")[0]) for key in self.keys]

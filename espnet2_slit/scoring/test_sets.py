@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet2_slit.data.data_dir import (
+from espnet2_slit.data.kaldi_dir import (
     clip_of,
     read_lines,
     read_map,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet2_slit.bin import slit_data
-from espnet2_slit.data import data_dir
-from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data import edit, kaldi_dir, validate, writer
+from espnet2_slit.data.kaldi_dir import DataDirError
 
 # Ids that shells and careless scripts trip over; all are legal here.
 ODD_IDS = ("-x", "$HOME", "a'b", 'q"q', "ünïcode", "a;b", "`x`", "#1", "日本")
@@ -42,12 +42,12 @@ def files_of(folder):
 
 
 def test_a_good_directory_is_valid(tmp_path):
-    assert data_dir.validate(make(tmp_path / "d", ODD_IDS)) == len(ODD_IDS)
+    assert validate.validate(make(tmp_path / "d", ODD_IDS)) == len(ODD_IDS)
 
 
 def test_wav_scp_text_and_utt2spk_of_another_recipe_are_enough(tmp_path):
     folder = make(tmp_path / "d", spk2utt=None, utt2spk=None)
-    assert data_dir.validate(folder) == 3
+    assert validate.validate(folder) == 3
 
 
 BAD = {
@@ -118,23 +118,23 @@ def test_validate_names_what_is_wrong(tmp_path, name):
     files, message = BAD[name]
     folder = make(tmp_path / "d", **files)
     with pytest.raises(DataDirError) as error:
-        data_dir.validate(folder)
+        validate.validate(folder)
     assert message in str(error.value)
     assert "slit_data fix" in str(error.value)
 
 
 def test_missing_and_empty_directories_say_what_was_expected(tmp_path):
     with pytest.raises(DataDirError, match="no such data directory"):
-        data_dir.validate(tmp_path / "none")
+        validate.validate(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataDirError, match="expected wav.scp .*nothing in it"):
-        data_dir.validate(tmp_path / "empty")
+        validate.validate(tmp_path / "empty")
 
 
 def test_validate_lists_every_fault_at_once(tmp_path):
     folder = make(tmp_path / "d", text="a x\n", labels="", utt2task="a x\nb x\nc x\n")
     with pytest.raises(DataDirError) as error:
-        data_dir.validate(folder)
+        validate.validate(folder)
     assert all(name in str(error.value) for name in ("text:", "labels:", "utt2task:"))
 
 
@@ -147,8 +147,8 @@ def test_fix_sorts_drops_and_counts(tmp_path):
         spk2utt=None,
         references="a r\nb r\nc r\nd r\n",
     )
-    report = data_dir.fix(folder)
-    assert data_dir.validate(folder) == 3
+    report = edit.fix(folder)
+    assert validate.validate(folder) == 3
     assert (folder / "wav.scp").read_text() == "a 1\nb 2\nc 3\n"
     assert (folder / "text").read_text() == "a x\nb text\nc one\n"
     assert report.rows == 4 and report.kept == 3
@@ -164,9 +164,9 @@ def test_fix_sorts_drops_and_counts(tmp_path):
 
 def test_fix_twice_changes_nothing(tmp_path):
     folder = make(tmp_path / "d", wav__scp="c 3\na 1\n", text="a x\nc y\nz q\n")
-    data_dir.fix(folder)
+    edit.fix(folder)
     before = files_of(folder)
-    data_dir.fix(folder)
+    edit.fix(folder)
     del before["report.json"]
     after = files_of(folder)
     assert {name: after[name] for name in before} == before
@@ -176,7 +176,7 @@ def test_fix_refuses_to_leave_nothing_and_changes_nothing(tmp_path):
     folder = make(tmp_path / "d", text="x 1\n")
     before = files_of(folder)
     with pytest.raises(DataDirError, match="no sample is left"):
-        data_dir.fix(folder)
+        edit.fix(folder)
     assert files_of(folder) == before
 
 
@@ -186,8 +186,8 @@ def test_fix_keeps_only_recordings_that_segments_use(tmp_path):
         wav__scp="r1 1\nr2 2\n",
         segments="a r1 0 1\nb r1 1 -1\nc r9 0 1\n",
     )
-    data_dir.fix(folder)
-    assert data_dir.validate(folder) == 2
+    edit.fix(folder)
+    assert validate.validate(folder) == 2
     assert (folder / "wav.scp").read_text() == "r1 1\n"
 
 
@@ -196,8 +196,8 @@ def test_combine_joins_and_fills_in_known_defaults(tmp_path):
         tmp_path / "1", ("a", "b"), utt2audio="a k\nb k\n", instruction="a i\nb j\n"
     )
     two = make(tmp_path / "2", ("c",))
-    report = data_dir.combine(tmp_path / "all", [two, one])
-    assert data_dir.validate(tmp_path / "all") == 3
+    report = edit.combine(tmp_path / "all", [two, one])
+    assert validate.validate(tmp_path / "all") == 3
     assert (tmp_path / "all" / "utt2audio").read_text() == "a k\nb k\nc c\n"
     assert not (tmp_path / "all" / "instruction").exists()
     assert "instruction left out" in report.notes
@@ -206,15 +206,15 @@ def test_combine_joins_and_fills_in_known_defaults(tmp_path):
 def test_combine_gives_segments_to_the_one_without(tmp_path):
     one = make(tmp_path / "1", ("a",), wav__scp="r 1\n", segments="a r 0 1\n")
     two = make(tmp_path / "2", ("c",))
-    data_dir.combine(tmp_path / "all", [one, two])
-    assert data_dir.validate(tmp_path / "all") == 2
+    edit.combine(tmp_path / "all", [one, two])
+    assert validate.validate(tmp_path / "all") == 2
     assert (tmp_path / "all" / "segments").read_text() == "a r 0 1\nc c 0 -1\n"
 
 
 def test_combine_refuses_one_id_in_two_directories(tmp_path):
     one, two = make(tmp_path / "1", ("a", "b")), make(tmp_path / "2", ("b",))
     with pytest.raises(DataDirError, match="the id 'b' is in .*1 and in .*2"):
-        data_dir.combine(tmp_path / "all", [one, two])
+        edit.combine(tmp_path / "all", [one, two])
     assert not (tmp_path / "all").exists()
 
 
@@ -227,34 +227,34 @@ def captions(folder, clips=6, each=3):
 @pytest.mark.parametrize("parts", [1, 2, 4, 6])
 def test_split_keeps_all_samples_and_never_cuts_a_clip(tmp_path, parts):
     folder = captions(tmp_path / "d")
-    made = data_dir.split(folder, tmp_path / "s", parts)
-    ids = [data_dir.sample_ids(part) for part in made]
-    assert sorted(sum(ids, [])) == data_dir.sample_ids(folder)
+    made = edit.split(folder, tmp_path / "s", parts)
+    ids = [kaldi_dir.sample_ids(part) for part in made]
+    assert sorted(sum(ids, [])) == kaldi_dir.sample_ids(folder)
     clips = [{i[:2] for i in part} for part in ids]
     assert sum(map(len, clips)) == 6
     assert max(map(len, clips)) - min(map(len, clips)) <= 1
     for part in made:
-        data_dir.validate(part)
+        validate.validate(part)
 
 
 def test_split_into_more_parts_than_clips_is_an_error(tmp_path):
     with pytest.raises(DataDirError, match="cannot cut 6 clips into 7"):
-        data_dir.split(captions(tmp_path / "d"), tmp_path / "s", 7)
+        edit.split(captions(tmp_path / "d"), tmp_path / "s", 7)
 
 
 def test_subset_by_count_seed_ids_and_exclusion(tmp_path):
     folder = captions(tmp_path / "d")
-    data_dir.subset(folder, tmp_path / "first", count=2)
-    assert {i[:2] for i in data_dir.sample_ids(tmp_path / "first")} == {"c0", "c1"}
+    edit.subset(folder, tmp_path / "first", count=2)
+    assert {i[:2] for i in kaldi_dir.sample_ids(tmp_path / "first")} == {"c0", "c1"}
     for name in ("x", "y"):
-        data_dir.subset(folder, tmp_path / name, count=3, seed=5)
+        edit.subset(folder, tmp_path / name, count=3, seed=5)
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
-    data_dir.subset(folder, tmp_path / "ids", ids=["c3", "c0-1"])
-    assert data_dir.sample_ids(tmp_path / "ids") == ["c0-1", "c3-0", "c3-1", "c3-2"]
-    report = data_dir.subset(folder, tmp_path / "ex", exclude=["c3", "c0-1"])
+    edit.subset(folder, tmp_path / "ids", ids=["c3", "c0-1"])
+    assert kaldi_dir.sample_ids(tmp_path / "ids") == ["c0-1", "c3-0", "c3-1", "c3-2"]
+    report = edit.subset(folder, tmp_path / "ex", exclude=["c3", "c0-1"])
     assert report.kept == 18 - 4
     with pytest.raises(DataDirError, match="no sample or clip 'zz'"):
-        data_dir.subset(folder, tmp_path / "no", ids=["zz"])
+        edit.subset(folder, tmp_path / "no", ids=["zz"])
 
 
 def test_leaking_samples_are_reported_and_dropped(tmp_path, capsys):
@@ -265,7 +265,7 @@ def test_leaking_samples_are_reported_and_dropped(tmp_path, capsys):
         wav__scp=f"x {os.path.sep}audio/2.wav\ny /other.wav\n",
         utt2source="x q\ny s1\n",
     )
-    data_dir.write_set(test, split="test")
+    writer.write_set(test, split="test")
     words = ["leakage", "--train", str(train), "--test", str(test)]
     assert slit_data.main([*words, "--report", str(tmp_path / "r.json")]) == 1
     shown = capsys.readouterr().out
@@ -275,10 +275,10 @@ def test_leaking_samples_are_reported_and_dropped(tmp_path, capsys):
     assert row["samples"] == ["a", "c"] and row["clips"] == 2
     assert slit_data.main([*words, "--fail", "never"]) == 0
     assert slit_data.main([*words, "--fail", "zero_shot"]) == 0
-    data_dir.write_set(test, split="test", zero_shot=True)
+    writer.write_set(test, split="test", zero_shot=True)
     assert slit_data.main([*words, "--fail", "zero_shot"]) == 1
     assert slit_data.main([*words, "--drop", str(tmp_path / "o")]) == 0
-    assert data_dir.sample_ids(tmp_path / "o" / "train") == ["b"]
+    assert kaldi_dir.sample_ids(tmp_path / "o" / "train") == ["b"]
     dropped = ["leakage", "--train", str(tmp_path / "o/train"), "--test", str(test)]
     assert slit_data.main(dropped) == 0
 
@@ -288,29 +288,27 @@ def test_a_label_may_hold_a_line_separator(tmp_path):
     text = "a dog\u2028barks\nb cat\x85\nc bell\n"
     tasks = "a classification\nb classification\nc classification\n"
     folder = make(tmp_path / "d", labels=labels, text=text, utt2task=tasks)
-    assert data_dir.read_lines(folder / "labels") == [
+    assert kaldi_dir.read_lines(folder / "labels") == [
         "dog\u2028barks",
         "cat\x85",
         "bell",
     ]
-    assert data_dir.validate(folder) == 3
-    data_dir.subset(folder, tmp_path / "part", ids=["a"])
+    assert validate.validate(folder) == 3
+    edit.subset(folder, tmp_path / "part", ids=["a"])
     assert (tmp_path / "part" / "labels").read_text() == labels
     other = make(tmp_path / "e", ("x",), labels="bell\nbird\n")
-    data_dir.combine(tmp_path / "both", [folder, other])
+    edit.combine(tmp_path / "both", [folder, other])
     assert (tmp_path / "both" / "labels").read_text() == labels + "bird\n"
 
 
 def test_categories_are_kept_in_step_for_espnets_samplers(tmp_path):
     categories = "a large\nb small\nc large\n"
     folder = make(tmp_path / "d", utt2category=categories)
-    assert data_dir.write_categories(folder) == 2
+    assert writer.write_categories(folder) == 2
     assert (folder / "category2utt").read_text() == "large a c\nsmall b\n"
-    data_dir.subset(folder, tmp_path / "part", exclude=["a"])
+    edit.subset(folder, tmp_path / "part", exclude=["a"])
     assert (tmp_path / "part" / "category2utt").read_text() == "large c\nsmall b\n"
-    data_dir.combine(
-        tmp_path / "both", [tmp_path / "part", make(tmp_path / "e", ("x",))]
-    )
+    edit.combine(tmp_path / "both", [tmp_path / "part", make(tmp_path / "e", ("x",))])
     assert (tmp_path / "both" / "category2utt").read_text() == "all b c x\n"
 
 
@@ -318,7 +316,7 @@ ids = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="\u00ad"),
     min_size=1,
     max_size=12,
-).filter(lambda text: data_dir.check_id(text) is None)
+).filter(lambda text: kaldi_dir.check_id(text) is None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -330,18 +328,18 @@ def test_any_printable_ids_survive_fix_split_and_combine(tmp_path_factory, keys,
         lines = (folder / "d" / name).read_text(encoding="utf-8").split("\n")[:-1]
         rng.shuffle(lines)
         (folder / "d" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    data_dir.fix(folder / "d")
-    assert data_dir.validate(folder / "d") == len(keys)
-    parts = data_dir.split(folder / "d", folder / "parts", 2)
-    data_dir.combine(folder / "again", parts)
+    edit.fix(folder / "d")
+    assert validate.validate(folder / "d") == len(keys)
+    parts = edit.split(folder / "d", folder / "parts", 2)
+    edit.combine(folder / "again", parts)
     for name in ("wav.scp", "text", "utt2spk", "spk2utt"):
         assert files_of(folder / "again")[name] == files_of(folder / "d")[name]
 
 
 def test_sorted_writer_spills_and_merges_bytewise(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_dir, "LINES_IN_MEMORY", 7)
+    monkeypatch.setattr(writer, "LINES_IN_MEMORY", 7)
     lines = [f"{chr(0x40 + i * 37 % 90)}{i % 11} v" for i in range(100)]
-    with data_dir.SortedWriter(tmp_path / "f", unique=True) as out:
+    with writer.SortedWriter(tmp_path / "f", unique=True) as out:
         for line in lines:
             out.add(line)
     expected = sorted({line.encode() for line in lines})
@@ -351,7 +349,7 @@ def test_sorted_writer_spills_and_merges_bytewise(tmp_path, monkeypatch):
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     (tmp_path / "f").write_text("old\n")
     with pytest.raises(RuntimeError):
-        with data_dir.SortedWriter(tmp_path / "f") as out:
+        with writer.SortedWriter(tmp_path / "f") as out:
             out.add("new")
             raise RuntimeError
     assert files_of(tmp_path) == {"f": b"old\n"}
@@ -372,6 +370,6 @@ def test_list_names_the_sets_of_a_split(tmp_path, capsys):
     for name, split in (("train_x", "train"), ("odd", "test"), ("test_y", "")):
         folder = make(tmp_path / name)
         if split:
-            data_dir.write_set(folder, split=split)
+            writer.write_set(folder, split=split)
     assert slit_data.main(["list", str(tmp_path), "--split", "test"]) == 0
     assert capsys.readouterr().out.split() == ["odd", "test_y"]

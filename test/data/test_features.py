@@ -8,9 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from espnet2_slit.data import features
+from espnet2_slit.data import clips, feature_cache, kaldi_matrix
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
-from espnet2_slit.data.data_dir import DataDirError, read_pairs
+from espnet2_slit.data.kaldi_dir import DataDirError, read_pairs
 
 RATE = 16000
 
@@ -73,13 +73,13 @@ def encode_set(data_dir, output_dir, encoder=None, jobs=1, **options):
     plan_options = {"shard_clips": options.pop("shard_clips", 3)}
     if "reuse" in options:
         plan_options["reuse"] = options.pop("reuse")
-    work = features.plan(data_dir, encoder.identity(), **plan_options)
+    work = feature_cache.plan(data_dir, encoder.identity(), **plan_options)
     counts = [
-        features.encode(work, encoder, output_dir, job + 1, jobs, **options)
+        feature_cache.encode(work, encoder, output_dir, job + 1, jobs, **options)
         for job in range(jobs)
     ]
-    content = features.merge(
-        work, data_dir, output_dir, features.encoder_facts(encoder)
+    content = feature_cache.merge(
+        work, data_dir, output_dir, feature_cache.encoder_facts(encoder)
     )
     return content, counts
 
@@ -96,10 +96,10 @@ def data_dir(tmp_path):
 def test_two_byte_matrix_is_within_tolerance(tmp_path, scale):
     frames = np.random.default_rng(0).normal(size=(31, 8)).astype(np.float32) * scale
     with open(tmp_path / "a.ark", "wb") as stream:
-        offset = features.write_matrix(stream, "x", frames)
+        offset = kaldi_matrix.write_matrix(stream, "x", frames)
     assert (tmp_path / "a.ark").stat().st_size < frames.size * 2 + 40
     with open(tmp_path / "a.ark", "rb") as stream:
-        found = features.read_matrix(stream, offset)
+        found = kaldi_matrix.read_matrix(stream, offset)
     assert found.dtype == np.float32
     assert np.abs(found - frames).max() < 2e-4 * scale
 
@@ -108,27 +108,29 @@ def test_matrix_with_outliers_keeps_its_ordinary_channels(tmp_path):
     frames = np.random.default_rng(0).normal(size=(31, 8)).astype(np.float32)
     frames[:, 3] *= 5000
     with open(tmp_path / "a.ark", "wb") as stream:
-        offset = features.write_matrix(stream, "x", frames)
+        offset = kaldi_matrix.write_matrix(stream, "x", frames)
     with open(tmp_path / "a.ark", "rb") as stream:
-        np.testing.assert_array_equal(features.read_matrix(stream, offset), frames)
+        np.testing.assert_array_equal(kaldi_matrix.read_matrix(stream, offset), frames)
 
 
 def test_constant_matrix(tmp_path):
     for value in (0.0, 2.5):
         frames = np.full((4, 3), value, np.float32)
         with open(tmp_path / "a.ark", "wb") as stream:
-            offset = features.write_matrix(stream, "x", frames)
+            offset = kaldi_matrix.write_matrix(stream, "x", frames)
         with open(tmp_path / "a.ark", "rb") as stream:
-            np.testing.assert_allclose(features.read_matrix(stream, offset), frames)
+            np.testing.assert_allclose(kaldi_matrix.read_matrix(stream, offset), frames)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_unusable_frames_are_refused(tmp_path, bad):
     with open(tmp_path / "a.ark", "wb") as stream:
-        with pytest.raises(features.FeatureCacheError, match="clip x.*NaN or infinite"):
-            features.write_matrix(stream, "x", np.full((4, 3), bad, np.float32))
-        with pytest.raises(features.FeatureCacheError, match="clip x.*expected"):
-            features.write_matrix(stream, "x", np.zeros((0, 3), np.float32))
+        with pytest.raises(
+            kaldi_matrix.FeatureCacheError, match="clip x.*NaN or infinite"
+        ):
+            kaldi_matrix.write_matrix(stream, "x", np.full((4, 3), bad, np.float32))
+        with pytest.raises(kaldi_matrix.FeatureCacheError, match="clip x.*expected"):
+            kaldi_matrix.write_matrix(stream, "x", np.zeros((0, 3), np.float32))
 
 
 # ------------------------------------------------------------------------- cache
@@ -139,7 +141,7 @@ def test_cached_frames_equal_online_frames(data_dir, tmp_path):
     content, _ = encode_set(data_dir, tmp_path / "dump", encoder)
     assert content["num_clips"] == 7 and content["num_samples"] == 14
     assert len(encoder.calls) == 3  # 7 clips in 3 shards: once each, not per sample
-    reader = features.FeatureReader(tmp_path / "dump" / "feats.scp")
+    reader = kaldi_matrix.FeatureReader(tmp_path / "dump" / "feats.scp")
     assert len(reader) == 14
     assert reader.places["c3-0"] == reader.places["c3-1"]
     for sample, path in read_pairs(data_dir / "wav.scp"):
@@ -157,7 +159,7 @@ def test_espnet_reads_the_cache_as_kaldi_ark(data_dir, tmp_path):
 
     encode_set(data_dir, tmp_path / "dump")
     source = [(str(tmp_path / "dump" / "feats.scp"), "feats", "kaldi_ark")]
-    reader = features.FeatureReader(tmp_path / "dump" / "feats.scp")
+    reader = kaldi_matrix.FeatureReader(tmp_path / "dump" / "feats.scp")
     dataset = ESPnetDataset(source, preprocess=None)
     for sample in ("c0-0", "c6-1"):
         _, found = dataset[sample]
@@ -172,7 +174,7 @@ def test_frames_do_not_depend_on_batch_or_jobs(data_dir, tmp_path):
     encode_set(data_dir, tmp_path / "a", batch_seconds=0.1)
     encode_set(data_dir, tmp_path / "b", batch_seconds=100, jobs=2)
     one, other = (
-        features.FeatureReader(tmp_path / name / "feats.scp") for name in "ab"
+        kaldi_matrix.FeatureReader(tmp_path / name / "feats.scp") for name in "ab"
     )
     assert list(one) == list(other)
     for sample in one:
@@ -212,8 +214,10 @@ def test_truncated_shard_is_named_and_made_again(data_dir, tmp_path, caplog):
     ark = tmp_path / "dump" / "feats.00001.ark"
     whole = ark.read_bytes()
     ark.write_bytes(whole[:-100])
-    with pytest.raises(features.FeatureCacheError, match="feats.00001.ark: expected"):
-        features.check_features(tmp_path / "dump")
+    with pytest.raises(
+        kaldi_matrix.FeatureCacheError, match="feats.00001.ark: expected"
+    ):
+        feature_cache.check_features(tmp_path / "dump")
     _, counts = encode_set(data_dir, tmp_path / "dump")
     assert counts == [(1, 2)]
     assert "feats.00001.ark: truncated: expected" in caplog.text
@@ -222,35 +226,37 @@ def test_truncated_shard_is_named_and_made_again(data_dir, tmp_path, caplog):
 
 def test_merge_names_missing_shards(data_dir, tmp_path):
     encoder = PlainEncoder()
-    work = features.plan(data_dir, encoder.identity(), shard_clips=3)
-    features.encode(work, encoder, tmp_path / "dump", job=1, num_jobs=2)
-    with pytest.raises(features.FeatureCacheError, match="1 of 3 shards.*feats.00001"):
-        features.merge(
-            work, data_dir, tmp_path / "dump", features.encoder_facts(encoder)
+    work = feature_cache.plan(data_dir, encoder.identity(), shard_clips=3)
+    feature_cache.encode(work, encoder, tmp_path / "dump", job=1, num_jobs=2)
+    with pytest.raises(
+        kaldi_matrix.FeatureCacheError, match="1 of 3 shards.*feats.00001"
+    ):
+        feature_cache.merge(
+            work, data_dir, tmp_path / "dump", feature_cache.encoder_facts(encoder)
         )
 
 
 def test_changed_bytes_fail_verification(data_dir, tmp_path):
     encode_set(data_dir, tmp_path / "dump")
-    features.verify_checksums(tmp_path / "dump")
+    feature_cache.verify_checksums(tmp_path / "dump")
     ark = tmp_path / "dump" / "feats.00000.ark"
     content = bytearray(ark.read_bytes())
     content[-1] ^= 1
     ark.write_bytes(content)
-    with pytest.raises(features.FeatureCacheError, match="the file has changed"):
-        features.verify_checksums(tmp_path / "dump")
+    with pytest.raises(kaldi_matrix.FeatureCacheError, match="the file has changed"):
+        feature_cache.verify_checksums(tmp_path / "dump")
 
 
 def test_other_encoder_is_refused_with_both_names(data_dir, tmp_path):
     encode_set(data_dir, tmp_path / "dump")
     identity = {**PlainEncoder("other").identity(), "path": "elsewhere"}
     with pytest.raises(
-        features.FeatureCacheError,
+        kaldi_matrix.FeatureCacheError,
         match="fingerprint: expected 'other', found 'abc'.*[Ee]ncode the set again",
     ):
-        features.check_features(tmp_path / "dump" / "feats.json", identity)
+        feature_cache.check_features(tmp_path / "dump" / "feats.json", identity)
     moved = {**PlainEncoder().identity(), "path": "elsewhere"}
-    assert features.check_features(tmp_path / "dump", moved)["width"] == 12
+    assert feature_cache.check_features(tmp_path / "dump", moved)["width"] == 12
 
 
 def test_new_encoder_encodes_anew(data_dir, tmp_path):
@@ -260,8 +266,8 @@ def test_new_encoder_encodes_anew(data_dir, tmp_path):
 
 
 def test_unfinished_cache_is_refused(tmp_path):
-    with pytest.raises(features.FeatureCacheError, match="not whole or not made"):
-        features.check_features(tmp_path)
+    with pytest.raises(kaldi_matrix.FeatureCacheError, match="not whole or not made"):
+        feature_cache.check_features(tmp_path)
 
 
 def test_clips_of_another_set_are_reused(data_dir, tmp_path):
@@ -277,11 +283,11 @@ def test_clips_of_another_set_are_reused(data_dir, tmp_path):
     content, _ = encode_set(more, tmp_path / "b", encoder, reuse=[tmp_path / "a"])
     assert content["num_clips"] == 3 and content["shards"][0]["clips"] == 2
     assert content["reused"] == {str(tmp_path / "a" / "feats.json"): 1}
-    one = features.FeatureReader(tmp_path / "a" / "feats.scp")
-    other = features.FeatureReader(tmp_path / "b" / "feats.scp")
+    one = kaldi_matrix.FeatureReader(tmp_path / "a" / "feats.scp")
+    other = kaldi_matrix.FeatureReader(tmp_path / "b" / "feats.scp")
     assert one.places["c0-0"] == other.places["z"]
-    with pytest.raises(features.FeatureCacheError, match="fingerprint"):
-        features.plan(more, PlainEncoder("other").identity(), [tmp_path / "a"])
+    with pytest.raises(kaldi_matrix.FeatureCacheError, match="fingerprint"):
+        feature_cache.plan(more, PlainEncoder("other").identity(), [tmp_path / "a"])
 
 
 # --------------------------------------------------------------------- bad input
@@ -316,7 +322,7 @@ def test_repeated_ids_are_errors(data_dir):
     with open(data_dir / "wav.scp", "a") as stream:
         stream.write(line + "\n")
     with pytest.raises(DataDirError, match="'c0-0' comes twice"):
-        features.read_clips(data_dir)
+        clips.read_clips(data_dir)
 
 
 def test_clip_beyond_the_encoder_is_named(data_dir, tmp_path):
@@ -373,9 +379,9 @@ def test_jobs_of_sets_with_common_clips_are_merged(data_dir, tmp_path, tiny_part
               "--audio_encoder_conf", f"path={tiny_parts.beats}"]  # fmt: skip
     for more in (["--job", "1"], ["--job", "2"], ["--merge", "true"]):
         assert slit_encode.main([*common, "--num_jobs", "2", *more]) == 0
-    assert features.check_features(tmp_path / "b")["num_clips"] == 7
+    assert feature_cache.check_features(tmp_path / "b")["num_clips"] == 7
     assert slit_encode.main(common) == 0  # one job: the second set reuses the first
-    content = features.check_features(tmp_path / "b")
+    content = feature_cache.check_features(tmp_path / "b")
     assert content["reused"] == {str(tmp_path / "a" / "feats.json"): 7}
     assert content["shards"] == [] and not list((tmp_path / "b").glob("*.ark"))
 
@@ -384,19 +390,19 @@ def test_one_clip_id_for_two_recordings_is_an_error(data_dir):
     (data_dir / "utt2audio").write_text(
         (data_dir / "utt2audio").read_text().replace("c1-0 c1", "c1-0 c0")
     )
-    with pytest.raises(features.FeatureCacheError, match="'c0' to two recordings"):
-        features.read_clips(data_dir)
+    with pytest.raises(DataDirError, match="'c0' to two recordings"):
+        clips.read_clips(data_dir)
 
 
 def test_empty_set_and_unmatched_ids_are_errors(data_dir, tmp_path):
-    with pytest.raises(features.FeatureCacheError, match="no wav.scp"):
-        features.read_clips(tmp_path)
+    with pytest.raises(DataDirError, match="no wav.scp"):
+        clips.read_clips(tmp_path)
     (data_dir / "utt2audio").write_text("c0-0 c0\n")
-    with pytest.raises(features.FeatureCacheError, match="differ in 13 ids.*'c0-1'"):
-        features.read_clips(data_dir)
+    with pytest.raises(DataDirError, match="differ in 13 ids.*'c0-1'"):
+        clips.read_clips(data_dir)
     (data_dir / "wav.scp").write_text("")
-    with pytest.raises(features.FeatureCacheError, match="the set is empty"):
-        features.read_clips(data_dir)
+    with pytest.raises(DataDirError, match="the set is empty"):
+        clips.read_clips(data_dir)
 
 
 def test_segments_cut_a_recording(tmp_path):
@@ -407,7 +413,7 @@ def test_segments_cut_a_recording(tmp_path):
     (folder / "segments").write_text("a rec 0.5 1.5\nb rec 2.0 -1\n")
     (folder / "text").write_text("a x\nb y\n")
     encode_set(folder, tmp_path / "dump")
-    reader = features.FeatureReader(tmp_path / "dump" / "feats.scp")
+    reader = kaldi_matrix.FeatureReader(tmp_path / "dump" / "feats.scp")
     assert reader["a"].shape == reader["b"].shape == (50, 12)
     reader.close()
     whole = read_audio(path, RATE)

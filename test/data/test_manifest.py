@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet2_slit.common import templates
-from espnet2_slit.data import data_dir
-from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data import kaldi_dir, validate
+from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.manifest import clip_id, from_manifest, read_rows
 
 
@@ -24,7 +24,7 @@ def caption(audio, text, split="train", **more):
 
 
 def read(folder, name, file):
-    return data_dir.read_map(folder / "data" / name / file)
+    return kaldi_dir.read_map(folder / "data" / name / file)
 
 
 def test_captions_become_samples_of_clips_and_references(tmp_path):
@@ -45,7 +45,7 @@ def test_captions_become_samples_of_clips_and_references(tmp_path):
         "valid_instruction",
     ]
     for folder in (tmp_path / "data").iterdir():
-        data_dir.validate(folder)
+        validate.validate(folder)
     assert len(read(tmp_path, "train_caption", "text")) == 3
     assert len(set(read(tmp_path, "train_caption", "utt2audio").values())) == 1
     assert len(read(tmp_path, "test_caption", "wav.scp")) == 1
@@ -54,7 +54,7 @@ def test_captions_become_samples_of_clips_and_references(tmp_path):
         "caption 0",
         "caption 1",
     ]
-    facts = data_dir.read_set(tmp_path / "data" / "test_caption")
+    facts = kaldi_dir.read_set(tmp_path / "data" / "test_caption")
     assert facts["tasks"] == ["caption", "retrieval"] and facts["split"] == "test"
     instruction = set(read(tmp_path, "train_instruction", "instruction").values())
     assert instruction == {templates.instruction("caption")}
@@ -69,7 +69,7 @@ def test_questions_and_labels_get_their_own_test_sets(tmp_path):
             rows.append(caption(audio, f"label {n}", split, task="classification"))
     make(tmp_path, rows)
     for folder in (tmp_path / "data").iterdir():
-        data_dir.validate(folder)
+        validate.validate(folder)
     labels = (tmp_path / "data" / "test_class" / "labels").read_text().splitlines()
     assert labels == ["label 0", "label 1", "label 2"]
     assert (tmp_path / "data" / "test_qa" / "answers").read_text() == "yes\n"
@@ -88,9 +88,9 @@ def test_stretches_of_a_file_are_clips_of_their_own(tmp_path):
     ]
     make(tmp_path, rows)
     folder = tmp_path / "data" / "train_caption"
-    data_dir.validate(folder)
+    validate.validate(folder)
     segments = [
-        value.split()[1:] for value in data_dir.read_map(folder / "segments").values()
+        value.split()[1:] for value in kaldi_dir.read_map(folder / "segments").values()
     ]
     assert sorted(segments) == [["0", "-1"], ["0", "1.5"], ["1.5", "3"]]
     assert not (tmp_path / "data" / "valid_caption" / "segments").exists()
@@ -132,7 +132,7 @@ def test_an_earlier_manifest_leaves_nothing_behind(tmp_path):
     )
     make(tmp_path, [caption("b.wav", "y"), caption("v.wav", "v", "valid")])
     folder = tmp_path / "data" / "train_caption"
-    assert data_dir.validate(folder) == 1
+    assert validate.validate(folder) == 1
     assert not (folder / "segments").exists()
 
 

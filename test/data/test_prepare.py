@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from test_data_dir import files_of, make
 
-from espnet2_slit.data import data_dir, prepare
-from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data import kaldi_dir, prepare, validate
+from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.prepare import Options
 
 
@@ -68,8 +68,8 @@ def test_each_fault_drops_its_clip_under_its_own_name(tmp_path, reason):
     report = prepare.prepare(source, tmp_path / "dump" / "set", OPTIONS)
     assert report.dropped == {reason: 1}
     assert "bad.wav" in report.examples[reason][0]
-    assert data_dir.sample_ids(tmp_path / "dump" / "set") == ["good"]
-    assert data_dir.validate(tmp_path / "dump" / "set") == 1
+    assert kaldi_dir.sample_ids(tmp_path / "dump" / "set") == ["good"]
+    assert validate.validate(tmp_path / "dump" / "set") == 1
 
 
 def test_no_usable_clip_is_an_error_that_counts_the_reasons(tmp_path):
@@ -90,19 +90,19 @@ def test_other_rates_and_channels_become_mono_at_the_encoders_rate(
 ):
     path = write(tmp_path / f"x.{suffix}", tone(0.5, rate, channels), rate)
     prepare.prepare(corpus(tmp_path, {"x": path}), tmp_path / "dump" / "set")
-    made = data_dir.read_map(tmp_path / "dump" / "set" / "wav.scp")["x"]
+    made = kaldi_dir.read_map(tmp_path / "dump" / "set" / "wav.scp")["x"]
     audio, found = soundfile.read(made)
     assert found == 16000 and audio.shape == (8000,)
     spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
     assert abs(np.argmax(spectrum) * 16000 / len(audio) - 440) < 4
-    lengths = data_dir.read_map(tmp_path / "dump" / "set" / "utt2num_samples")
+    lengths = kaldi_dir.read_map(tmp_path / "dump" / "set" / "utt2num_samples")
     assert lengths == {"x": "8000"}
 
 
 def test_audio_that_fits_is_used_where_it_is(tmp_path):
     path = write(tmp_path / "it's $HOME `x`.wav", tone())
     prepare.prepare(corpus(tmp_path, {"x": path}), tmp_path / "dump" / "set")
-    assert data_dir.read_map(tmp_path / "dump" / "set" / "wav.scp") == {"x": str(path)}
+    assert kaldi_dir.read_map(tmp_path / "dump" / "set" / "wav.scp") == {"x": str(path)}
     assert not list((tmp_path / "dump" / "audio").rglob("*.flac"))
 
 
@@ -117,7 +117,7 @@ def test_segments_are_cut_once_and_gone(tmp_path):
     report = prepare.prepare(source, tmp_path / "dump" / "set")
     assert report.kept == 2 and list(report.dropped.values()) == [1]
     assert not (tmp_path / "dump" / "set" / "segments").exists()
-    lengths = data_dir.read_map(tmp_path / "dump" / "set" / "utt2num_samples")
+    lengths = kaldi_dir.read_map(tmp_path / "dump" / "set" / "utt2num_samples")
     assert lengths == {"a": "8000", "b": "8000"}
 
 
@@ -126,7 +126,7 @@ def test_a_command_in_wav_scp_is_read_as_espnet_reads_it(tmp_path):
     source = corpus(tmp_path, {"x": f"cat {path} |"})
     report = prepare.prepare(source, tmp_path / "dump" / "set")
     assert report.notes["read through a command or ark"] == 1
-    made = data_dir.read_map(tmp_path / "dump" / "set" / "wav.scp")["x"]
+    made = kaldi_dir.read_map(tmp_path / "dump" / "set" / "wav.scp")["x"]
     assert soundfile.info(made).frames == 8000
 
 
@@ -146,7 +146,7 @@ def test_samples_of_a_clip_share_one_check_and_one_file(tmp_path, monkeypatch):
     )
     prepare.prepare(source, tmp_path / "dump" / "set")
     assert len(looked) == 1
-    assert len(set(data_dir.read_map(tmp_path / "dump/set/wav.scp").values())) == 1
+    assert len(set(kaldi_dir.read_map(tmp_path / "dump/set/wav.scp").values())) == 1
     # The next set with this clip does not look again.
     other = make(tmp_path / "data" / "other", ("q",), wav__scp=f"q {path}\n")
     prepare.prepare(other, tmp_path / "dump" / "other")
@@ -210,7 +210,7 @@ def test_changed_or_mended_audio_is_looked_at_again(tmp_path):
     write(path, tone())
     os.utime(source / "text", ns=(1, 1))
     assert prepare.prepare(source, target).kept == 2
-    converted = data_dir.read_map(target / "wav.scp")["y"]
+    converted = kaldi_dir.read_map(target / "wav.scp")["y"]
     os.unlink(converted)
     os.utime(source / "text", ns=(2, 2))
     assert prepare.prepare(source, target).kept == 2
@@ -225,8 +225,8 @@ def test_processes_give_the_same_files_as_one(tmp_path):
     source = corpus(tmp_path, clips)
     prepare.prepare(source, tmp_path / "one" / "set", jobs=1)
     prepare.prepare(source, tmp_path / "two" / "set", jobs=2)
-    one = data_dir.read_map(tmp_path / "one" / "set" / "wav.scp")
-    two = data_dir.read_map(tmp_path / "two" / "set" / "wav.scp")
+    one = kaldi_dir.read_map(tmp_path / "one" / "set" / "wav.scp")
+    two = kaldi_dir.read_map(tmp_path / "two" / "set" / "wav.scp")
     for key in clips:
         assert (tmp_path / one[key]).read_bytes() == (tmp_path / two[key]).read_bytes()
 

@@ -18,7 +18,7 @@ import soundfile
 import tiny_system
 
 from espnet2_slit.bin import slit_data, slit_encode, slit_inference, slit_pack
-from espnet2_slit.data import data_dir, features, prepare
+from espnet2_slit.data import feature_cache, prepare, validate
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.model.audio_encoder import build_audio_encoder
 
@@ -95,7 +95,7 @@ def test_a_full_disk_stops_encoding_and_keeps_whole_shards(
     assert slit_encode.main(words) == 0
     whole = contents(tmp_path / "out")
     (tmp_path / "out" / "feats.json").unlink()
-    features._shard_paths(tmp_path / "out", 1)[
+    feature_cache._shard_paths(tmp_path / "out", 1)[
         1
     ].unlink()  # shard 1 is to be made again
     kept = contents(tmp_path / "out")
@@ -221,12 +221,12 @@ def test_audio_removed_while_it_is_encoded_is_named(
     corpus, tmp_path, tiny_parts, monkeypatch
 ):
     encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
-    work = features.plan(corpus, encoder.identity(), shard_clips=4)
+    work = feature_cache.plan(corpus, encoder.identity(), shard_clips=4)
     out = tmp_path / "out"
     out.mkdir()
     gone = tmp_path / "wav" / "09.wav"
     away = tmp_path / "09.wav"
-    measure = features.measure
+    measure = feature_cache.measure
 
     def then_remove(*args):
         found = measure(*args)
@@ -234,15 +234,15 @@ def test_audio_removed_while_it_is_encoded_is_named(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "measure", then_remove)
+        patch.setattr(feature_cache, "measure", then_remove)
         with pytest.raises(AudioError, match="09.wav: no such audio file"):
-            features.encode(work, encoder, out)
+            feature_cache.encode(work, encoder, out)
     first = contents(out)
     assert {Path(p).name for p in first} == {
         f"feats.0000{i}.{end}" for i in (0, 1) for end in ("ark", "json")
     }
     shutil.move(away, gone)
-    assert features.encode(work, encoder, out) == (1, 2)
+    assert feature_cache.encode(work, encoder, out) == (1, 2)
     assert {p: contents(out)[p] for p in first} == first
 
 
@@ -262,4 +262,4 @@ def test_audio_removed_while_it_is_prepared_is_dropped_and_counted(
     assert (report.rows, report.kept) == (12, 11)
     assert report.dropped == {"missing audio": 1}
     assert "c05" in report.examples["missing audio"][0]
-    assert data_dir.validate(tmp_path / "dump" / "train") == 11
+    assert validate.validate(tmp_path / "dump" / "train") == 11

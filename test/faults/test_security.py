@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 import espnet2_slit
 from espnet2_slit.bin import slit_data
 from espnet2_slit.common import templates
-from espnet2_slit.data import data_dir, features
+from espnet2_slit.data import feature_cache, kaldi_dir, kaldi_matrix, validate
 from espnet2_slit.data.audio import AudioError
-from espnet2_slit.data.data_dir import DataDirError
+from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.manifest import from_manifest
 from espnet2_slit.inference import decoding
 
@@ -42,7 +42,7 @@ ids = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="\u00ad"),
     min_size=1,
     max_size=12,
-).filter(lambda text: data_dir.check_id(text) is None)
+).filter(lambda text: kaldi_dir.check_id(text) is None)
 names = st.text(st.sampled_from(ODD), min_size=1, max_size=12).map(
     lambda n: n + "x.wav"
 )
@@ -90,14 +90,14 @@ def test_odd_ids_and_paths_are_prepared_each_as_itself(tmp_path, monkeypatch, pa
     shutil.rmtree(folder, ignore_errors=True)
     source = corpus(folder, pairs)
     monkeypatch.chdir(folder)
-    assert data_dir.validate(source) == len(pairs)
+    assert validate.validate(source) == len(pairs)
     assert (
         slit_data.main(["prepare", str(source), str(folder / "out"), "--nj", "1"]) == 0
     )
-    lengths = data_dir.read_map(folder / "out" / "utt2num_samples")
+    lengths = kaldi_dir.read_map(folder / "out" / "utt2num_samples")
     assert lengths == {key: str(3200 + 800 * i) for i, (key, _) in enumerate(pairs)}
-    text = data_dir.read_map(folder / "out" / "text")
-    assert text == data_dir.read_map(source / "text")
+    text = kaldi_dir.read_map(folder / "out" / "text")
+    assert text == kaldi_dir.read_map(source / "text")
     assert not list(tmp_path.rglob("executed"))
 
 
@@ -127,10 +127,12 @@ def test_odd_ids_and_paths_are_encoded_each_as_itself(
     shutil.rmtree(folder, ignore_errors=True)
     source = corpus(folder, pairs)
     monkeypatch.chdir(folder)
-    work = features.plan(source, encoder.identity(), shard_clips=2)
-    features.encode(work, encoder, folder / "out")
-    features.merge(work, source, folder / "out", features.encoder_facts(encoder))
-    reader = features.FeatureReader(folder / "out" / "feats.scp")
+    work = feature_cache.plan(source, encoder.identity(), shard_clips=2)
+    feature_cache.encode(work, encoder, folder / "out")
+    feature_cache.merge(
+        work, source, folder / "out", feature_cache.encoder_facts(encoder)
+    )
+    reader = kaldi_matrix.FeatureReader(folder / "out" / "feats.scp")
     assert sorted(reader) == sorted(key for key, _ in pairs)
     scp = str(folder / "out" / "feats.scp")
     espnet = ESPnetDataset([(scp, "feats", "kaldi_ark")], preprocess=None)
@@ -139,7 +141,7 @@ def test_odd_ids_and_paths_are_encoded_each_as_itself(
         path = folder / "again.wav"
         soundfile.write(path, 0.1 * generator.standard_normal(3200 + 800 * i), 16000)
         audio, _ = soundfile.read(path, dtype="float32")
-        (expected,) = features.encode_batch(encoder, [audio])
+        (expected,) = feature_cache.encode_batch(encoder, [audio])
         np.testing.assert_allclose(
             reader[key], expected, atol=0.01 * abs(expected).max()
         )
@@ -180,7 +182,7 @@ def test_any_manifest_is_refused_or_gives_valid_directories(
     finally:
         assert not list(tmp_path.rglob("executed"))
     assert report.kept + sum(report.dropped.values()) == len(rows)
-    assert data_dir.validate(folder / "data" / "train_caption") == report.kept
+    assert validate.validate(folder / "data" / "train_caption") == report.kept
 
 
 @few
@@ -190,7 +192,7 @@ def test_decoded_texts_are_read_back_row_by_row(tmp_path, rows):
     path = tmp_path / "text"
     rows = {k: v.encode("utf-8", "ignore").decode() for k, v in rows.items()}
     decoding._write_texts(path, list(rows), list(rows.values()))
-    assert data_dir.read_map(path) == {k: " ".join(v.split()) for k, v in rows.items()}
+    assert kaldi_dir.read_map(path) == {k: " ".join(v.split()) for k, v in rows.items()}
 
 
 def test_code_of_a_model_repository_runs_only_when_asked_for():
@@ -238,7 +240,7 @@ def test_a_pickle_in_an_ark_is_no_audio(tmp_path, pickled_ark, capfd, form):
     value = form.format(place if form == "{}" else place.removesuffix(":2"))
     (source / "wav.scp").write_text(f"a {source.parent}/wav/a.wav\nb {value}\n")
     assert slit_data.main(["prepare", str(source), str(tmp_path / "out")]) == 0
-    assert data_dir.sample_ids(tmp_path / "out") == ["a"]
+    assert kaldi_dir.sample_ids(tmp_path / "out") == ["a"]
     assert value in "".join(capfd.readouterr())
     assert not executed.exists()
 
@@ -247,9 +249,9 @@ def test_a_pickle_in_an_ark_is_not_encoded(tmp_path, pickled_ark, encoder):
     place, executed = pickled_ark
     source = corpus(tmp_path, [("a", "a.wav"), ("b", "b.wav")])
     (source / "wav.scp").write_text(f"a {source.parent}/wav/a.wav\nb {place}\n")
-    work = features.plan(source, encoder.identity())
+    work = feature_cache.plan(source, encoder.identity())
     with pytest.raises(AudioError, match="evil.ark:2: no such audio file"):
-        features.encode(work, encoder, tmp_path / "encoded")
+        feature_cache.encode(work, encoder, tmp_path / "encoded")
     assert not executed.exists()
 
 
@@ -270,7 +272,7 @@ def test_a_pickle_among_the_features_is_not_trained_on(
     refusal = "found a pickled object|Not a Kaldi object"  # ours, and omniio's own
     with pytest.raises(Exception, match=refusal):
         SLITTask.main(cmd=command)
-    reader = features.FeatureReader(scp)  # decoding reads through this
-    with pytest.raises(features.FeatureCacheError, match="no feature matrix"):
+    reader = kaldi_matrix.FeatureReader(scp)  # decoding reads through this
+    with pytest.raises(kaldi_matrix.FeatureCacheError, match="no feature matrix"):
         reader[rows[0]]
     assert not executed.exists()

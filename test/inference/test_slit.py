@@ -12,9 +12,9 @@ import torch
 
 from espnet2_slit.bin import slit_encode, slit_inference
 from espnet2_slit.common import templates
-from espnet2_slit.data import features
+from espnet2_slit.data import feature_cache, kaldi_matrix
 from espnet2_slit.data.audio import AudioError
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.inference.decoding import DecodeOptions, decode_set
 from espnet2_slit.inference.slit import (
     SLIT,
@@ -631,7 +631,7 @@ def test_decode_json_is_complete(decoded):
     for name, facts in content["files"].items():
         path = decoded / "test_caption" / name
         assert path.stat().st_size == facts["bytes"]
-        assert features.sha256(path) == facts["sha256"]
+        assert feature_cache.sha256(path) == facts["sha256"]
     assert not (decoded / "test_caption" / ".parts").exists()
 
 
@@ -717,10 +717,12 @@ def test_features_of_another_encoder_are_refused(slit, sets, tmp_path, tiny_part
         "beats", path=str(tiny.beats_checkpoint(tmp_path / "b", seed=3))
     )
     source = sets / "data" / "test_class"
-    work = features.plan(source, other.identity())
-    features.encode(work, other, tmp_path / "dump")
-    features.merge(work, source, tmp_path / "dump", features.encoder_facts(other))
-    with pytest.raises(features.FeatureCacheError, match="fingerprint: expected"):
+    work = feature_cache.plan(source, other.identity())
+    feature_cache.encode(work, other, tmp_path / "dump")
+    feature_cache.merge(
+        work, source, tmp_path / "dump", feature_cache.encoder_facts(other)
+    )
+    with pytest.raises(kaldi_matrix.FeatureCacheError, match="fingerprint: expected"):
         decode_set(slit, tmp_path / "dump", tmp_path / "out")
     done = decode_set(slit, tmp_path / "dump", tmp_path / "out", OPTIONS, "waveform")
     assert done["audio"] == "waveforms"

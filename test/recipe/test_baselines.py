@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from espnet2_slit.bin import slit_score
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.score_table import read_scores
 
 LOCAL = Path(__file__).parents[2] / "egs2" / "slit" / "slit1" / "local"

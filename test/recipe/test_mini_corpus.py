@@ -513,7 +513,7 @@ def test_audio_is_16_bit_16_khz_mono_of_the_planned_length(corpus):
 
 
 def test_data_directories_are_complete_and_valid(corpus):
-    data_dir = pytest.importorskip("espnet2_slit.data.data_dir")
+    validate = pytest.importorskip("espnet2_slit.data.validate")
     folder, _ = corpus
     names = {path.name for path in (folder / "data").iterdir()}
     assert names == {
@@ -529,7 +529,7 @@ def test_data_directories_are_complete_and_valid(corpus):
     }
     for name in sorted(names):
         directory = folder / "data" / name
-        data_dir.validate(directory)
+        validate.validate(directory)
         info = json.loads((directory / "set.json").read_text())
         assert info["schema"] == 1 and info["name"] == name
         assert info["zero_shot"] == name.endswith("_unseen")

@@ -196,7 +196,7 @@ def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
 ):
     """A stand-in for Slurm; two jobs give what one gives."""
     from espnet2_slit.bin import slit_inference
-    from espnet2_slit.data import features
+    from espnet2_slit.data import feature_cache, kaldi_matrix
     from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     folder, _ = recipe
@@ -207,11 +207,13 @@ def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
     (encoded,) = folder.glob("small/*/test_caption/feats.scp")
     encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
     monkeypatch.chdir(folder)  # paths in the dump are relative to it
-    work = features.plan(raw, encoder.identity())
-    features.encode(work, encoder, tmp_path / "alone")
-    features.merge(work, raw, tmp_path / "alone", features.encoder_facts(encoder))
-    one = features.FeatureReader(tmp_path / "alone" / "feats.scp")
-    two = features.FeatureReader(encoded)
+    work = feature_cache.plan(raw, encoder.identity())
+    feature_cache.encode(work, encoder, tmp_path / "alone")
+    feature_cache.merge(
+        work, raw, tmp_path / "alone", feature_cache.encoder_facts(encoder)
+    )
+    one = kaldi_matrix.FeatureReader(tmp_path / "alone" / "feats.scp")
+    two = kaldi_matrix.FeatureReader(encoded)
     assert set(one) == set(two) and len(one) == 6
     assert all(np.array_equal(one[key], two[key]) for key in one)
 

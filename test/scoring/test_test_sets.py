@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from espnet2_slit.bin import slit_compare, slit_score
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
 from espnet2_slit.scoring.metrics.score_table import ScoreTable, read_scores
 from espnet2_slit.scoring.test_sets import (

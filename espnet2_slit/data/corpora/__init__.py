@@ -1,7 +1,7 @@
 """Readers of public corpora: the publisher's own files -> data directories.
 
 One file a corpus and one line here; `base` holds everything they share. Imports nothing
-of this package but `data_dir`.
+of this package but the data directories.
 """
 
 from espnet2_slit.data.corpora.audiocaps import AudioCaps

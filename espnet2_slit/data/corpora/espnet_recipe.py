@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION, role
 from espnet2_slit.data.corpora.set_files import SetFiles
 from espnet2_slit.data.corpora.tables import CorpusError, clean, spell
@@ -51,12 +51,12 @@ def read_recipe_set(
     """
     source = Path(source)
     texts = [_texts(p) for p in _text_files(source)]
-    recordings = data_dir.read_map(source / "wav.scp")
+    recordings = kaldi_dir.read_map(source / "wav.scp")
     segments = {}
     if (source / "segments").is_file():
-        segments = data_dir.read_map(source / "segments")
+        segments = kaldi_dir.read_map(source / "segments")
     questions = _questions(source) if task == QUESTION else {}
-    clips = data_dir.clip_of(source)
+    clips = kaldi_dir.clip_of(source)
     words: set[str] = set()
     left_out = 0
     with SetFiles(out) as files:
@@ -123,7 +123,7 @@ def _text_files(source: Path) -> list[Path]:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    return {key: clean(text) for key, text in data_dir.read_pairs(path)}
+    return {key: clean(text) for key, text in kaldi_dir.read_pairs(path)}
 
 
 def _questions(source: Path) -> dict[str, str]:

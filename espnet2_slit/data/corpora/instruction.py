@@ -23,7 +23,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir, writer
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
 from espnet2_slit.data.corpora.set_files import SetFiles
 from espnet2_slit.data.corpora.tables import CorpusError
@@ -81,7 +81,7 @@ def read_utterances(folder: Path) -> Iterator[Utterance]:
     """
     folder = Path(folder)
     segmented = (folder / "segments").is_file()
-    recordings = data_dir.read_map(folder / "wav.scp") if segmented else {}
+    recordings = kaldi_dir.read_map(folder / "wav.scp") if segmented else {}
     main = _Column(folder / ("segments" if segmented else "wav.scp"))
     names = "instruction utt2audio utt2task utt2category utt2source".split()
     columns = [_Column(folder / name) for name in names]
@@ -132,7 +132,7 @@ class _Column:
 
 def _sorted_pairs(path: Path) -> Iterator[tuple[str, str]]:
     before = b""
-    for key, value in data_dir.read_pairs(path):
+    for key, value in kaldi_dir.read_pairs(path):
         now = key.encode()
         if now < before:
             raise CorpusError(
@@ -209,7 +209,7 @@ def mix(
                     _add(utterance, files)
                     counts[utterance.category] += 1
     _refuse_twins(out)
-    data_dir.write_categories(out)
+    writer.write_categories(out)
     balance = "" if alpha is None else f", sizes^{alpha:g} balanced"
     files.describe(
         corpus="+".join(dict.fromkeys(s.name for s in sources)),
@@ -224,7 +224,7 @@ def mix(
 
 def common_split(sources: Iterable[Path]) -> str:
     """The split all sources are of, "train" where they differ or do not say."""
-    splits = {data_dir.read_set(source)["split"] for source in sources}
+    splits = {kaldi_dir.read_set(source)["split"] for source in sources}
     return splits.pop() or "train" if len(splits) == 1 else "train"
 
 
@@ -249,7 +249,7 @@ def join(sources: Iterable[Path], out: Path, skip: Container[str] = ()) -> int:
                 if utterance.id not in skip:
                     _add(utterance, files)
     _refuse_twins(out)
-    data_dir.write_categories(out)
+    writer.write_categories(out)
     files.describe(
         corpus="+".join(dict.fromkeys(s.name for s in sources)),
         split=common_split(sources),
@@ -297,7 +297,7 @@ def _asked(folder: Path, wording: Wording, skip: Container[str]) -> Iterator[Utt
     captions = _some_captions(folder, wording) if wording.verification else []
     labels: tuple[str, ...] = ()
     if (folder / "labels").is_file():
-        labels = tuple(data_dir.read_lines(folder / "labels"))
+        labels = tuple(kaldi_dir.read_lines(folder / "labels"))
     for utterance in read_utterances(folder):
         if utterance.id in skip:
             continue
@@ -416,7 +416,7 @@ def _add(utterance: Utterance, files: SetFiles) -> None:
 
 def _refuse_twins(folder: Path) -> None:
     before = ""
-    for name, _ in data_dir.read_pairs(folder / "text"):
+    for name, _ in kaldi_dir.read_pairs(folder / "text"):
         if name == before:
             raise CorpusError(
                 f"{folder}: two sources have the sample {name}. Give each source once."
@@ -435,7 +435,7 @@ def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> in
     Returns:
         Samples written.
     """
-    facts = data_dir.read_set(source)
+    facts = kaldi_dir.read_set(source)
     evaluation = "classification" in facts["tasks"]
     with SetFiles(out) as files:
         for utterance in read_utterances(source):
@@ -453,7 +453,7 @@ def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> in
     labels = Path(source) / "labels"
     files.describe(
         # kept: two captions of one label are never each other's wrong caption
-        data_dir.read_lines(labels) if labels.is_file() else (),
+        kaldi_dir.read_lines(labels) if labels.is_file() else (),
         corpus=facts["corpus"],
         split=facts["split"],
         variant=facts["variant"],

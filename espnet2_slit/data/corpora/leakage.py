@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir
 
 KINDS = ("clip", "source", "file")
 EXAMPLES = 3
@@ -77,18 +77,18 @@ class _Sample:
 def _samples(folder: Path) -> Iterator[_Sample]:
     """The samples of a data directory, in its order."""
     folder = Path(folder)
-    clips = data_dir.clip_of(folder)
+    clips = kaldi_dir.clip_of(folder)
     if (folder / "wav.scp").is_file():
-        recordings = data_dir.read_map(folder / "wav.scp")
+        recordings = kaldi_dir.read_map(folder / "wav.scp")
     else:
-        recordings = dict.fromkeys(data_dir.sample_ids(folder), "")
+        recordings = dict.fromkeys(kaldi_dir.sample_ids(folder), "")
     files = {path: path and _real(path) for path in set(recordings.values())}
     sources = {}
     if (folder / "utt2source").is_file():
-        sources = data_dir.read_map(folder / "utt2source")
+        sources = kaldi_dir.read_map(folder / "utt2source")
     whole = ((key, f"{key} 0 -1") for key in recordings)
     cut = folder / "segments"
-    for key, place in data_dir.read_pairs(cut) if cut.is_file() else whole:
+    for key, place in kaldi_dir.read_pairs(cut) if cut.is_file() else whole:
         recording, start, end = place.split()
         clip = clips.get(key, key)
         source = sources.get(key, "")
@@ -133,7 +133,7 @@ class _TestSet:
 
     def __init__(self, folder: Path):
         self.name = str(folder)
-        self.zero_shot = bool(data_dir.read_set(folder)["zero_shot"])
+        self.zero_shot = bool(kaldi_dir.read_set(folder)["zero_shot"])
         self.unknown = 0
         self.clips: dict[str, set[str]] = {}
         self.sources: dict[str, set[str]] = {}

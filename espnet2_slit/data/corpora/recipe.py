@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.corpora import instruction, leakage
 from espnet2_slit.data.corpora.base import (
     CAPTION,
@@ -68,7 +68,7 @@ def make(recipe: Recipe, out: Path) -> tuple[dict[str, int], list[Report]]:
     out = Path(out)
     reports: list[Report] = []
     tests = _tests(recipe, out, reports)
-    made = {path.name: len(data_dir.sample_ids(path)) for path in tests}
+    made = {path.name: len(kaldi_dir.sample_ids(path)) for path in tests}
     for part in ("train", "valid"):
         parts: list[Path] = []
         for corpus in recipe.corpora:
@@ -150,4 +150,4 @@ def _captioned(parts: Sequence[Path], recipe: Recipe, out: Path) -> list[Path]:
 
 
 def _tasks(part: Path) -> set[str]:
-    return {task for _, task in data_dir.read_pairs(part / "utt2task")}
+    return {task for _, task in kaldi_dir.read_pairs(part / "utt2task")}

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import writer
 
 
 class SetFiles:
@@ -37,7 +37,7 @@ class SetFiles:
             (self.folder / old).unlink(missing_ok=True)
         self._stack = contextlib.ExitStack()
         self._files = {
-            name: self._stack.enter_context(data_dir.SortedWriter(self.folder / name))
+            name: self._stack.enter_context(writer.SortedWriter(self.folder / name))
             for name in self.NAMES.split()
         }
         return self
@@ -133,8 +133,8 @@ class SetFiles:
         """Writes candidate labels, answers and, last of all, set.json."""
         for name, words in (("labels", labels), ("answers", answers)):
             if words:
-                data_dir.write_atomically(self.folder / name, words)
-        data_dir.write_set(self.folder, **facts)
+                writer.write_atomically(self.folder / name, words)
+        writer.write_set(self.folder, **facts)
 
 
 def _seconds(value: float) -> str:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import trees  # noqa: E402
 
-from espnet2_slit.data import data_dir  # noqa: E402
+from espnet2_slit.data import kaldi_dir, validate  # noqa: E402
 from espnet2_slit.data.corpora import Limits, build_sets  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def build(tmp_path):
         limits = limits or Limits(jobs=1)
         (report,) = build_sets(corpus, tmp_path, [split], limits=limits, **options)
         folder = tmp_path / report.name
-        assert data_dir.validate(folder) == report.kept_samples
+        assert validate.validate(folder) == report.kept_samples
         return folder, report
 
     return make
@@ -46,7 +46,7 @@ def column():
 
     def read(folder, name):
         found = {}
-        for key, value in data_dir.read_pairs(folder / name):
+        for key, value in kaldi_dir.read_pairs(folder / name):
             found.setdefault(key, []).append(value)
         repeated = any(len(values) > 1 for values in found.values())
         return found if repeated else {k: v for k, (v,) in found.items()}

@@ -3,7 +3,7 @@
 import pytest
 import trees
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir, validate
 from espnet2_slit.data.corpora import READERS, CorpusError, Limits, build_sets
 from espnet2_slit.data.corpora.audiocaps import AudioCaps
 from espnet2_slit.data.corpora.audioset import AudioSet
@@ -27,8 +27,8 @@ def test_every_reader_makes_valid_sets_of_its_default_splits(name, tree, tmp_pat
     ]
     for report in reports:
         folder = tmp_path / report.name
-        assert data_dir.validate(folder) == report.kept_samples > 0
-        facts = data_dir.read_set(folder)
+        assert validate.validate(folder) == report.kept_samples > 0
+        facts = kaldi_dir.read_set(folder)
         assert facts["corpus"] == name
         assert facts["split"] in ("train", "valid", "test")
         assert bool(facts["tasks"]) == (facts["split"] == "test")
@@ -64,7 +64,7 @@ def test_audiocaps_test_has_one_line_a_clip_and_five_references(tree, build, col
     assert len(references["audiocaps_testclip_00_10"]) == 5
     assert list(column(folder, "wav.scp")) == list(references)
     assert not (folder / "utt2audio").exists()
-    facts = data_dir.read_set(folder)
+    facts = kaldi_dir.read_set(folder)
     assert facts["tasks"] == ["caption", "retrieval"]
     assert "2 of 3 published clips" in facts["notes"]
     assert facts["variant"] == "version 1.0"
@@ -76,7 +76,7 @@ def test_audiocaps_2_0_lies_beside_1_0(tree, build, tmp_path):
     (root / "dataset2.0").symlink_to(tree("audiocaps") / "dataset")
     (root / "audio").symlink_to(tree("audiocaps") / "audio")
     folder, _ = build(AudioCaps(root, version="2.0"), "test")
-    assert data_dir.read_set(folder)["variant"] == "version 2.0"
+    assert kaldi_dir.read_set(folder)["variant"] == "version 2.0"
     with pytest.raises(CorpusError, match="dataset/test.csv"):
         build(AudioCaps(root), "test")
 
@@ -108,7 +108,7 @@ def test_clotho_sources_come_from_latin_1_metadata(tree, build, column):
 def test_clotho_names_that_look_alike_stay_two_clips(tree, build, column):
     folder, report = build(Clotho(tree("clotho")), "validation")
     assert report.kept_clips == 2
-    assert data_dir.read_set(folder)["split"] == "valid"
+    assert kaldi_dir.read_set(folder)["split"] == "valid"
 
 
 def test_clotho_evaluation_reads_semicolons_and_keeps_unknown_sources(
@@ -117,7 +117,7 @@ def test_clotho_evaluation_reads_semicolons_and_keeps_unknown_sources(
     folder, report = build(Clotho(tree("clotho")), "evaluation")
     (clip,) = column(folder, "wav.scp")
     assert column(folder, "utt2source") == {clip: "freesound:1000"}
-    facts = data_dir.read_set(folder)
+    facts = kaldi_dir.read_set(folder)
     assert facts["split"] == "test"
     assert facts["variant"] == "evaluation split, caption file differs from 2.1"
 
@@ -167,7 +167,7 @@ def test_wavcaps_applies_blacklists_unless_told_not_to(tree, build):
     }
     assert list(kept.values()) == [1, 2, 2]
     folder, _ = build(WavCaps(root), "audioset_sl")
-    assert "test_ac, ub8k_esc50_vggsound" in data_dir.read_set(folder)["notes"]
+    assert "test_ac, ub8k_esc50_vggsound" in kaldi_dir.read_set(folder)["notes"]
 
 
 def test_wavcaps_without_its_blacklists_asks_for_them(tree, tmp_path):
@@ -230,7 +230,7 @@ def test_clotho_aqa_test_has_a_line_a_question_and_candidates(tree, build, colum
     assert clip.startswith("clotho_caf")  # Clotho's own clip id
     # candidates come from the training answers: "two" is not among them
     assert (folder / "answers").read_text().split() == ["man", "no", "yes"]
-    facts = data_dir.read_set(folder)
+    facts = kaldi_dir.read_set(folder)
     assert facts["tasks"] == ["question_answering"]
     assert facts["variant"].startswith("majority votes, all answers")
 
@@ -288,7 +288,7 @@ def test_esc50_has_esc10_inside(tree, build):
     folder, report = build(ESC50(tree("esc50"), esc10=True), "all")
     assert report.kept_samples == 20
     assert "can opening" not in (folder / "labels").read_text()
-    facts = data_dir.read_set(folder)
+    facts = kaldi_dir.read_set(folder)
     assert facts["zero_shot"] and "ESC-10" in facts["variant"]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from espnet2_slit.bin import slit_score
 from espnet2_slit.data.corpora import ESC50, Limits, UrbanSound8K, build_sets
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.score_table import read_scores
 
 # 40 ms in UrbanSound8K's tenth fold are left out: its folds differ in size.

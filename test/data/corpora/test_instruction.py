@@ -5,7 +5,7 @@ import pytest
 import trees
 
 from espnet2_slit.common.templates import TEMPLATES
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir, validate, writer
 from espnet2_slit.data.corpora import CorpusError
 from espnet2_slit.data.corpora.audiocaps import AudioCaps
 from espnet2_slit.data.corpora.clotho_aqa import ClothoAQA
@@ -43,7 +43,7 @@ def test_every_task_gets_an_instruction_of_its_own(sets, tmp_path, column):
         "esc50_class": 18,
         "fsd50k_class": 1,
     }
-    assert data_dir.validate(out) == 27
+    assert validate.validate(out) == 27
     asked, tasks = column(out, "instruction"), column(out, "utt2task")
     for sample, task in tasks.items():
         if task == "caption":
@@ -108,8 +108,8 @@ def test_captions_of_labels_are_sentences(sets, tmp_path, column):
     (caption,) = column(out, "text").values()
     assert "Electric guitar and Guitar" in caption
     assert caption[0].isupper() and caption[-1] == "."
-    assert data_dir.validate(out) == 1
-    assert "made from labels" in data_dir.read_set(out)["notes"]
+    assert validate.validate(out) == 1
+    assert "made from labels" in kaldi_dir.read_set(out)["notes"]
 
 
 def test_equal_labels_have_equal_captions(sets, tmp_path, column):
@@ -124,8 +124,8 @@ def test_equal_labels_have_equal_captions(sets, tmp_path, column):
 def test_captions_of_labels_can_be_scored(tree, build, tmp_path, column):
     test, _ = build(ESC50(tree("esc50")), "test")
     caption_labels(test, tmp_path / "captions")
-    assert data_dir.validate(tmp_path / "captions") == 6
-    facts = data_dir.read_set(tmp_path / "captions")
+    assert validate.validate(tmp_path / "captions") == 6
+    facts = kaldi_dir.read_set(tmp_path / "captions")
     assert facts["tasks"] == ["caption", "retrieval"]
 
 
@@ -143,7 +143,7 @@ def test_a_balanced_list_repeats_small_and_thins_large_categories(sets, tmp_path
     counts = mix(sources, tmp_path / "even", Wording(TEMPLATES), alpha=0, size=60)
     assert counts["clotho_aqa_question"] == 30  # three samples, ten times
     assert 25 < counts["esc50_class"] < 36  # eighteen samples, drawn
-    assert data_dir.validate(tmp_path / "even") == sum(counts.values())
+    assert validate.validate(tmp_path / "even") == sum(counts.values())
 
 
 def test_espnet_samples_categories_by_the_root_of_their_size(tmp_path):
@@ -152,7 +152,7 @@ def test_espnet_samples_categories_by_the_root_of_their_size(tmp_path):
     ids = [f"large{n:04d}" for n in range(900)] + [f"small{n:04d}" for n in range(100)]
     trees.lines(tmp_path / "utt2category", [f"{i} {i[:5]}" for i in ids])
     trees.lines(tmp_path / "shape", [f"{i} 100" for i in ids])
-    assert data_dir.write_categories(tmp_path) == 2
+    assert writer.write_categories(tmp_path) == 2
     sampler = CategoryPowerSampler(
         batch_bins=1000,
         shape_files=[str(tmp_path / "shape")],
@@ -169,7 +169,7 @@ def test_joined_sets_keep_their_samples_and_may_leave_some_out(sets, tmp_path, c
     sources = [sets["captions"], sets["labels"]]
     skip = {"audiocaps_stereo--000_10-00"}
     assert join(sources, tmp_path / "joined", skip) == 22
-    assert data_dir.validate(tmp_path / "joined") == 22
+    assert validate.validate(tmp_path / "joined") == 22
     assert not skip & set(column(tmp_path / "joined", "text"))
     with pytest.raises(CorpusError, match="two sources have the sample"):
         join([sets["labels"], sets["labels"]], tmp_path / "twice")
@@ -183,7 +183,7 @@ def test_segments_survive_beside_sets_without_them(sets, tmp_path, column):
     trees.lines(cut / "segments", ["one rec 0 1.25", "two rec 1.25 2.5"])
     trees.lines(cut / "text", ["one A dog", "two A cat"])
     mix([cut, sets["labels"]], tmp_path / "mixed", Wording(TEMPLATES))
-    assert data_dir.validate(tmp_path / "mixed") == 20
+    assert validate.validate(tmp_path / "mixed") == 20
     segments = column(tmp_path / "mixed", "segments")
     assert segments["one-caption"] == "rec 0 1.25"
     assert [s.split()[1:] for u, s in segments.items() if "esc50" in u][0] == [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.corpora import Limits
 from espnet2_slit.data.corpora.audiocaps import AudioCaps
 from espnet2_slit.data.corpora.clotho import MIRROR, Clotho, md5_as_published
@@ -77,7 +77,7 @@ def test_clotho_has_five_captions_a_clip(tmp_path, build, noise, column, split, 
     assert (report.rows, report.clips, report.missing) == (clips, clips, 0)
     assert report.kept_samples + report.duplicates == 5 * clips
     assert set(column(made, "clip2name").values()) == {n.strip() for n in names}
-    assert data_dir.read_set(made)["variant"].endswith("2.1")
+    assert kaldi_dir.read_set(made)["variant"].endswith("2.1")
 
 
 def test_soundbible_has_1232_rows(tmp_path, build, noise):

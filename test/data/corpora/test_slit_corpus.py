@@ -3,7 +3,7 @@
 import pytest
 
 from espnet2_slit.bin import slit_corpus, slit_data
-from espnet2_slit.data import data_dir
+from espnet2_slit.data import kaldi_dir, validate
 from espnet2_slit.data.corpora import READERS, leakage
 
 
@@ -24,8 +24,8 @@ def test_a_corpus_is_made_and_reported(tree, tmp_path, capsys):
     slit_corpus.main([*command.split(), "--name", "test=mine", "--jobs", "1"])
     shown = capsys.readouterr().out
     assert "mine" in shown and "clips found" in shown
-    assert data_dir.validate(tmp_path / "mine") == 4
-    assert data_dir.read_set(tmp_path / "mine")["variant"] == "ESC-10, test fold 2"
+    assert validate.validate(tmp_path / "mine") == 4
+    assert kaldi_dir.read_set(tmp_path / "mine")["variant"] == "ESC-10, test fold 2"
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_recipe_is_prepared_from_one_labelled_corpus(tree, tmp_path, capsys):
         "esc50_test": 6,
     }
     for name, samples in expected.items():
-        assert data_dir.validate(tmp_path / name) == samples
+        assert validate.validate(tmp_path / name) == samples
         split = name.partition("_")[0] if name != "esc50_test" else "test"
-        assert data_dir.read_set(tmp_path / name)["split"] == split
+        assert kaldi_dir.read_set(tmp_path / name)["split"] == split
     assert f"{tmp_path / 'train_caption'}: 18 samples" in capsys.readouterr().out
 
 
@@ -95,7 +95,7 @@ def test_a_recipe_mixes_corpora_and_leaves_leaking_samples_out(
         "valid_instruction",
     ]
     for name in sets:
-        assert data_dir.validate(tmp_path / name) > 0
+        assert validate.validate(tmp_path / name) > 0
     # ClothoAQA asks about this training clip in its test split
     names = column(tmp_path / "parts/clotho_aqa_train", "clip2name")
     (leak,) = [clip for clip, name in names.items() if name.startswith("caf")]
@@ -125,11 +125,11 @@ def test_all_corpora_fit_in_one_recipe(tree, tmp_path, column):
     ]
     slit_corpus.main([*words, "--set", "audioset.unbalanced=false"])
     for path in tmp_path.glob("*/wav.scp"):
-        assert data_dir.validate(path.parent) > 0
+        assert validate.validate(path.parent) > 0
     assert not (tmp_path / "macs_test").exists()  # not a published split
     for name in ("esc50_all", "urbansound8k_all", "vggsound_test"):
-        assert data_dir.read_set(tmp_path / name)["zero_shot"] is True
-    assert data_dir.read_set(tmp_path / "nsynth_test")["zero_shot"] is False
+        assert kaldi_dir.read_set(tmp_path / name)["zero_shot"] is True
+    assert kaldi_dir.read_set(tmp_path / "nsynth_test")["zero_shot"] is False
     train = tmp_path / "train_instruction"
     categories = set(column(train, "utt2category").values())
     assert {
@@ -148,7 +148,7 @@ def test_training_on_tested_folds_breaks_the_zero_shot_claim(tree, tmp_path, cap
     assert slit_data.main([*words, "--fail", "zero_shot"]) == 1
     shown = capsys.readouterr().out
     assert "NOT ZERO-SHOT" in shown and "(30 clips): same clip 18" in shown
-    assert leakage.leaking_samples(train, [test]) == set(data_dir.sample_ids(train))
+    assert leakage.leaking_samples(train, [test]) == set(kaldi_dir.sample_ids(train))
 
 
 def test_sets_can_be_mixed_captioned_and_counted(tree, tmp_path, capsys):
@@ -161,8 +161,8 @@ def test_sets_can_be_mixed_captioned_and_counted(tree, tmp_path, capsys):
         ["instruction", train, captions, "--out", mixed, "--presence", "2"]
     )
     assert "esc50_presence" in capsys.readouterr().out
-    assert data_dir.validate(tmp_path / "mixed") == 72
-    categories = dict(data_dir.read_pairs(tmp_path / "mixed" / "category2utt"))
+    assert validate.validate(tmp_path / "mixed") == 72
+    categories = dict(kaldi_dir.read_pairs(tmp_path / "mixed" / "category2utt"))
     sizes = {name: len(members.split()) for name, members in categories.items()}
     assert sizes == {"esc50_caption": 18, "esc50_class": 18, "esc50_presence": 36}
 
@@ -175,4 +175,4 @@ def test_a_recipe_directory_of_espnet_is_read(tmp_path, capsys):
     words += ["--task", "classification", "--form", "evaluation"]
     slit_corpus.main([*words, "--label_names", str(root / "names")])
     assert "2 samples" in capsys.readouterr().out
-    assert data_dir.validate(tmp_path / "out") == 2
+    assert validate.validate(tmp_path / "out") == 2

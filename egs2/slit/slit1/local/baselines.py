@@ -25,17 +25,15 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common import compat
-from espnet2_slit.data.data_dir import read_pairs, write_atomically
-from espnet2_slit.data.features import (
-    FeatureReader,
-    atomic_binary,
-    check_features,
-    read_clips,
-)
+from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.feature_cache import atomic_binary, check_features
+from espnet2_slit.data.kaldi_dir import read_pairs
+from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
+from espnet2_slit.data.writer import write_atomically
 from espnet2_slit.inference.packing import read_config
 from espnet2_slit.model.espnet_model import SLITModel
 from espnet2_slit.model.objectives import Temperature, contrastive, global_mean

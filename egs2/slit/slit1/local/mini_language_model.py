@@ -41,7 +41,7 @@ from mini_corpus import (
 from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 from espnet2_slit.common.templates import TEMPLATES
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
-from espnet2_slit.data.data_dir import read_map
+from espnet2_slit.data.kaldi_dir import read_map
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2

@@ -2,14 +2,8 @@
 
 Owns the files of `dump/<tag>/<set>/`: how clips are cut into shards, how frames are
 stored, what identifies them, and the check before they are used. It leaves reading
-audio to `audio_io`, encoding to the audio encoder, and training to ESPnet's data type
+audio to `audio`, encoding to the audio encoder, and training to ESPnet's data type
 `kaldi_ark`.
-
-Frames are stored in Kaldi's own two-byte matrices ("CM2"). Of what kaldiio (ESPnet
-202511) and omniio (202611) both read, it is the only form with two bytes a value: a
-numpy fp16 array in an ark is read by kaldiio alone. Its 65,536 levels span the whole
-matrix, so a matrix with far outliers, where ordinary channels would lose precision, is
-stored in float32 instead; both kinds stand side by side in one ark.
 """
 
 from __future__ import annotations
@@ -19,165 +13,23 @@ import hashlib
 import json
 import logging
 import os
-import struct
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from espnet2_slit.data.audio import AudioError, probe, read_audio
-from espnet2_slit.data.data_dir import (
-    clip_of,
-    read_map,
-    read_pairs,
-    rewrite,
-    write_atomically,
-)
+from espnet2_slit.data.audio import AudioError, read_audio
+from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.edit import rewrite
+from espnet2_slit.data.kaldi_dir import read_pairs
+from espnet2_slit.data.kaldi_matrix import TOLERANCE, FeatureCacheError, write_matrix
+from espnet2_slit.data.writer import write_atomically
 
 SCHEMA = 1
-# Relative rounding error of an ordinary channel; bfloat16's own is 1.7e-3.
-TOLERANCE = 1e-3
-LEVELS = 65535  # of a two-byte matrix
 # A tail shorter than a step of the encoder's frames needs no window of its own.
 WINDOW_SLACK_S = 0.1
 # What a fingerprint compares; "path" says where the weights lay, not what they are.
 NOT_IDENTITY = ("path",)
-
-
-class FeatureCacheError(ValueError):
-    """A cache that cannot be used; the message gives expected, found and remedy."""
-
-
-# ---------------------------------------------------------------------- matrices
-
-
-def write_matrix(stream, key, frames, tolerance=TOLERANCE):
-    """Append one clip to an ark.
-
-    Args:
-        stream: binary file open for writing.
-        key: clip id.
-        frames: (T, D_a) float array, finite.
-        tolerance: highest rounding error, relative to the median channel's size, for
-            which two bytes a value are used; 0 stores float32.
-
-    Returns:
-        Offset of the matrix in the file, as feats.scp wants it.
-
-    Raises:
-        FeatureCacheError: NaN, infinite or empty frames.
-    """
-    frames = np.ascontiguousarray(frames, dtype=np.float32)
-    if frames.ndim != 2 or not frames.size:
-        raise FeatureCacheError(
-            f"clip {key}: frames of shape {frames.shape}, expected (frames, width)."
-            " Is the clip long enough for the encoder?"
-        )
-    low, high = float(frames.min()), float(frames.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise FeatureCacheError(
-            f"clip {key}: the encoder returned NaN or infinite frames."
-            " Check its weights and its precision."
-        )
-    stream.write(key.encode() + b" ")
-    offset = stream.tell()
-    # Uniform rounding to a step has an error of step / sqrt(12).
-    error = (high - low) / LEVELS / 12**0.5
-    channel_size = float(np.median(np.sqrt(np.mean(np.square(frames), axis=0))))
-    if error <= tolerance * channel_size:
-        span = high - low or 1.0  # a constant matrix: all values at level 0
-        values = np.rint((frames - low) * (LEVELS / span)).clip(0, LEVELS)
-        stream.write(b"\0BCM2 " + struct.pack("<ffii", low, span, *frames.shape))
-        stream.write(values.astype("<u2").tobytes())
-    else:
-        rows, columns = frames.shape
-        stream.write(b"\0BFM \4" + struct.pack("<i", rows))
-        stream.write(b"\4" + struct.pack("<i", columns))
-        stream.write(frames.astype("<f4").tobytes())
-    return offset
-
-
-def read_matrix(stream, offset):
-    """Read one clip's frames.
-
-    Args:
-        stream: binary file.
-        offset: as in feats.scp.
-
-    Returns:
-        (T, D_a) float32.
-
-    Raises:
-        FeatureCacheError: no matrix at this place, or the file ends within it.
-    """
-    stream.seek(offset)
-    kind = stream.read(6)
-    if kind == b"\0BCM2 ":
-        low, span, rows, columns = struct.unpack("<ffii", stream.read(16))
-        width, dtype = 2, "<u2"
-    elif kind == b"\0BFM \4":
-        rows, _, columns = struct.unpack("<ibi", stream.read(9))
-        width, dtype = 4, "<f4"
-    else:
-        raise FeatureCacheError(
-            f"{stream.name}: no feature matrix at byte {offset} (found {kind!r})."
-            " feats.scp and the ark are of different runs: encode the set again."
-        )
-    data = stream.read(rows * columns * width)
-    if len(data) < rows * columns * width:
-        raise FeatureCacheError(
-            f"{stream.name}: ends within the matrix at byte {offset}: truncated."
-            " Encode the set again; whole shards are kept."
-        )
-    frames = np.frombuffer(data, dtype=dtype).reshape(rows, columns)
-    if width == 2:
-        # In this order, so that it equals kaldiio's and omniio's reading to the bit.
-        return np.float32(low) + np.float32(span) * frames.astype(
-            np.float32
-        ) / np.float32(LEVELS)
-    return frames.astype(np.float32)
-
-
-class FeatureReader(Mapping):
-    """feats.scp as a mapping: sample id -> (T, D_a) float32, read when asked for.
-
-    Keeps its arks open; make one per process.
-
-    Args:
-        scp: path of feats.scp.
-    """
-
-    def __init__(self, scp):
-        self.places = {}
-        for key, place in read_pairs(scp):
-            ark, colon, offset = place.rpartition(":")
-            if not colon or not offset.isdigit():
-                raise FeatureCacheError(
-                    f"{scp}: {key}: expected '<ark>:<byte>', found {place!r}."
-                )
-            self.places[key] = (ark, int(offset))
-        self.streams = {}
-
-    def __len__(self):
-        return len(self.places)
-
-    def __iter__(self):
-        return iter(self.places)
-
-    def __getitem__(self, key):
-        ark, offset = self.places[key]
-        if ark not in self.streams:
-            self.streams[ark] = open(ark, "rb")  # noqa: SIM115, closed by close()
-        return read_matrix(self.streams[ark], offset)
-
-    def close(self):
-        """Close the arks."""
-        for stream in self.streams.values():
-            stream.close()
-        self.streams = {}
 
 
 # ------------------------------------------------------------------------- files
@@ -212,109 +64,6 @@ def sha256(path):
     """Hex digest of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# ------------------------------------------------------------------------- clips
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One recording, or a stretch of one, shared by all samples that speak of it.
-
-    Attributes:
-        id: clip id, from utt2audio.
-        path: audio file.
-        start_s: first second, from segments.
-        end_s: last second; None means the end.
-    """
-
-    id: str
-    path: str
-    start_s: float = 0.0
-    end_s: float | None = None
-
-    @property
-    def source(self):
-        """What decides the frames, whatever the clip is called."""
-        return (os.path.abspath(self.path), self.start_s, self.end_s)
-
-    def duration_s(self):
-        """Seconds, from the file's header.
-
-        Raises:
-            AudioError: the file cannot be used.
-        """
-        whole = probe(self.path).duration_s
-        end = whole if self.end_s is None else min(whole, self.end_s)
-        if end <= self.start_s:
-            raise AudioError(
-                f"{self.path}: clip {self.id} starts at {self.start_s} s, the file"
-                f" lasts {whole:.3f} s. Correct the segments file."
-            )
-        return end - self.start_s
-
-
-def read_clips(data_dir):
-    """The clips of a data directory.
-
-    Args:
-        data_dir: directory with wav.scp, optionally utt2audio and segments.
-
-    Returns:
-        (samples, clips): {sample id: clip id} sorted by sample id, and
-        {clip id: Clip} sorted by id.
-
-    Raises:
-        FeatureCacheError: missing files, ids that do not match, a clip id that stands
-            for two recordings, an empty set.
-    """
-    data_dir = Path(data_dir)
-    wav_scp = data_dir / "wav.scp"
-    if not wav_scp.is_file():
-        raise FeatureCacheError(
-            f"{data_dir}: no wav.scp, expected a data directory."
-            " Run the recipe's stage 1, or name the directory that holds wav.scp."
-        )
-    recordings = read_map(wav_scp)
-    if (data_dir / "segments").is_file():
-        stretches = {}
-        for sample, line in read_map(data_dir / "segments").items():
-            fields = line.split()
-            if len(fields) != 3 or fields[0] not in recordings:
-                raise FeatureCacheError(
-                    f"{data_dir}/segments: {sample}: expected '<recording in wav.scp>"
-                    f" <start s> <end s>', found {line!r}."
-                )
-            end_s = float(fields[2])
-            stretches[sample] = (
-                recordings[fields[0]],
-                float(fields[1]),
-                None if end_s < 0 else end_s,
-            )
-    else:
-        stretches = {sample: (path, 0.0, None) for sample, path in recordings.items()}
-    if not stretches:
-        raise FeatureCacheError(f"{data_dir}: wav.scp has no line: the set is empty.")
-    samples = {sample: sample for sample in sorted(stretches, key=str.encode)}
-    named = clip_of(data_dir)
-    if named or (data_dir / "utt2audio").is_file():
-        absent = sorted(set(samples) ^ set(named))
-        if absent:
-            raise FeatureCacheError(
-                f"{data_dir}: utt2audio and wav.scp differ in {len(absent)} ids, first"
-                f" {absent[0]!r}. Repair the directory (slit_data fix)."
-            )
-        samples = {sample: named[sample] for sample in samples}
-    clips = {}
-    for sample, clip_id in samples.items():
-        clip = Clip(clip_id, *stretches[sample])
-        if clips.setdefault(clip_id, clip) != clip:
-            raise FeatureCacheError(
-                f"{data_dir}: utt2audio gives the clip id {clip_id!r} to two"
-                f" recordings, {clips[clip_id].path} and {clip.path}."
-                " Give each recording its own id."
-            )
-    return samples, {key: clips[key] for key in sorted(clips, key=str.encode)}
 
 
 # ---------------------------------------------------------------------- identity

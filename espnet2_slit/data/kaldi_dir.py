@@ -1,0 +1,213 @@
+"""Kaldi-style data directories: their layout, and how they are read.
+
+A directory has one line per sample, `id value`, sorted bytewise, in UTF-8. Files with
+other keys are `wav.scp` (recordings, where there are `segments`), `spk2utt` (speakers)
+and `references` (clips, one line per reference). Writing is `writer`'s business, checks
+are that of `validate`, changes that of `edit`. Large directories are handled one file
+at a time: what stays in memory is the ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+SCHEMA = 1
+TASKS = ("caption", "retrieval", "question_answering", "classification")
+SAMPLE_TASKS = ("caption", "question_answering", "classification")
+# Keyed by sample; a directory has those it needs. `segments` decide what wav.scp means.
+SAMPLE_FILES = (
+    "text",
+    "utt2spk",
+    "segments",
+    "instruction",
+    "utt2audio",
+    "utt2task",
+    "utt2category",
+    "utt2source",
+    "utt2fold",
+    "utt2num_samples",
+    "utt2dur",
+    "feats.scp",
+    "feats_shape",
+    "speech_shape",
+)
+# Not keyed by anything.
+PLAIN_FILES = ("labels", "answers", "set.json")
+# What a sample without a line in an optional file is taken to have there.
+DEFAULTS: dict[str, Callable[[str], str]] = {
+    "utt2spk": lambda sample: sample,
+    "utt2audio": lambda sample: sample,
+    "utt2task": lambda sample: "caption",
+}
+EXAMPLES = 3  # ids named in a message
+SEPARATOR = re.compile(r"[ \t]+")
+
+
+class DataDirError(ValueError):
+    """A data directory is not as it must be; the message says what to do."""
+
+
+def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, value) of every line; the value is "" where a line has only an id.
+
+    Args:
+        path: file of `id value` lines.
+
+    Yields:
+        Pairs in the file's order; empty lines are passed over.
+
+    Raises:
+        DataDirError: the file is missing or not UTF-8; names file and line.
+    """
+    path = Path(path)
+    number = 0
+    try:
+        with open(path, encoding="utf-8", newline="\n") as stream:
+            for line in stream:
+                number += 1
+                parts = SEPARATOR.split(line.strip(" \t\r\n"), maxsplit=1)
+                if parts[0]:
+                    yield parts[0], parts[1] if len(parts) == 2 else ""
+    except FileNotFoundError:
+        raise DataDirError(
+            f"{path}: no such file. Expected a data directory with wav.scp and text;"
+            " found " + listing(path.parent)
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataDirError(
+            f"{path}: a line after line {number} is not UTF-8 ({error.reason}). Convert"
+            f" the file: iconv -f ISO-8859-1 -t UTF-8 {path.name}"
+        ) from error
+
+
+def read_map(path: Path) -> dict[str, str]:
+    """All pairs of a file with unique ids.
+
+    Args:
+        path: file of `id value` lines.
+
+    Returns:
+        id -> value, in the file's order.
+
+    Raises:
+        DataDirError: an id comes twice.
+    """
+    found: dict[str, str] = {}
+    for key, value in read_pairs(path):
+        if key in found:
+            raise DataDirError(
+                f"{path}: the id {key!r} comes twice. Run `python -m"
+                f" espnet2_slit.bin.slit_data fix {Path(path).parent}`"
+            )
+        found[key] = value
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""Lines of a list without ids, such as `labels`, once each; empty ones left out.
+
+    Only "\n" ends a line: a label may hold U+2028 or U+0085, at which str.splitlines
+    would cut it.
+
+    Args:
+        path: file with one entry a line.
+
+    Returns:
+        Entries in the file's order, blanks around them removed.
+    """
+    with open(path, encoding="utf-8", newline="\n") as stream:
+        stripped = (line.strip(" \t\r\n") for line in stream)
+        return list(dict.fromkeys(line for line in stripped if line))
+
+
+def every_line(path: Path) -> list[str]:
+    """All lines as they are, without their ends."""
+    text = path.read_bytes().decode("utf-8")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def listing(folder: Path) -> str:
+    """What a folder holds, for a message."""
+    if not folder.is_dir():
+        return f"no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{folder} with {', '.join(names[:8]) or 'nothing in it'}"
+
+
+def read_set(directory: Path) -> dict:
+    """The directory's set.json, or what is assumed where there is none."""
+    path = Path(directory) / "set.json"
+    if not path.is_file():
+        return {
+            "schema": SCHEMA,
+            "name": Path(directory).name,
+            "corpus": "",
+            "split": "",
+            "variant": "",
+            "tasks": [],
+            "zero_shot": False,
+            "notes": "",
+        }
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataDirError(f"{path}: is not JSON ({error}). Write it again.") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        schema = (
+            found.get("schema") if isinstance(found, dict) else type(found).__name__
+        )
+        raise DataDirError(f"{path}: expected schema {SCHEMA}, found {schema}.")
+    unknown = [task for task in found.get("tasks", []) if task not in TASKS]
+    if unknown:
+        raise DataDirError(
+            f"{path}: tasks may be {', '.join(TASKS)}; found {', '.join(unknown)}."
+        )
+    return found
+
+
+def sample_files(directory: Path) -> list[str]:
+    """Names of the files in a directory that have one line per sample.
+
+    Known names, wav.scp where there are no segments, and text_spk1, text_spk2, ... of
+    ESPnet's captioning recipes.
+    """
+    directory = Path(directory)
+    names = [name for name in SAMPLE_FILES if (directory / name).is_file()]
+    if "segments" not in names and (directory / "wav.scp").is_file():
+        names.insert(0, "wav.scp")
+    names += sorted(path.name for path in directory.glob("text_spk[0-9]*"))
+    return names
+
+
+def sample_ids(directory: Path) -> list[str]:
+    """Ids of a directory's samples, in order."""
+    directory = Path(directory)
+    for name in ("segments", "wav.scp", "feats.scp"):
+        if (directory / name).is_file():
+            return [key for key, _ in read_pairs(directory / name)]
+    raise DataDirError(
+        f"{directory}: expected wav.scp (or feats.scp); found {listing(directory)}"
+    )
+
+
+def clip_of(directory: Path) -> dict[str, str]:
+    """sample id -> clip id; empty where every sample is its own clip."""
+    path = Path(directory) / "utt2audio"
+    return read_map(path) if path.is_file() else {}
+
+
+def some_ids(ids: Iterable[str]) -> str:
+    """The first few of some ids, for a message."""
+    ids = sorted(ids)
+    more = f" and {len(ids) - EXAMPLES} more" if len(ids) > EXAMPLES else ""
+    return ", ".join(map(repr, ids[:EXAMPLES])) + more
+
+
+def check_id(key: str) -> str | None:
+    """What is wrong with an id, None if nothing."""
+    if not key.isprintable() or any(character.isspace() for character in key):
+        return "holds characters that cannot be printed"
+    return None
