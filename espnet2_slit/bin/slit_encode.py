@@ -124,7 +124,7 @@ def encoder_precision(output_dirs, ngpu):
 
     for output_dir in output_dirs:
         if (Path(output_dir) / "feats.json").is_file():
-            identity = features.check_features(output_dir)["identity"]
+            identity = feature_cache.check_features(output_dir)["identity"]
             return identity["precision"]
     return choose_precision("auto", "cuda" if ngpu else "cpu")
 
