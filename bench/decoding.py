@@ -217,11 +217,12 @@ def bench_ranking(slit, clips, args, content):
     def plain():
         model = part.model.language_model
         scores = np.empty((len(clips), len(labels)), np.float32)
-        for (i,), prefix, prompt in one_by_one():
+        for (i,), inputs in one_by_one():
             for c, label in enumerate(labels):
                 ids = torch.tensor([model.encode_target(label)], device=slit.device)
                 length = torch.tensor([ids.shape[1]], device=slit.device)
-                scores[i, c] = -model.loss(prefix, *prompt, ids, length)[0].item()
+                target = {"target": ids, "target_lengths": length}
+                scores[i, c] = -model.loss(**inputs, **target)[0].item()
         return scores
 
     def one_by_one():

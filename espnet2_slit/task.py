@@ -413,8 +413,8 @@ class SLITTask(AbsTask):
 
         Args:
             args: the options.
-            facts: of the audio encoder: width; frames_per_window and max_windows
-                unless qformer_conf has them.
+            facts: of the audio encoder: width, frames_per_second; frames_per_window
+                and max_windows unless qformer_conf has them.
             tokenizer: of `load_qformer_tokenizer`.
 
         Returns:
@@ -459,6 +459,7 @@ class SLITTask(AbsTask):
             bos_id=tokenizer.bos_token_id,
             text_branch=text_branch,
             language_head=language_head,
+            frames_per_second=facts.get("frames_per_second", 0.0),
             **conf,
         )
 
@@ -618,7 +619,7 @@ def _setting(owner: Any, conf: Dict[str, Any], name: str) -> Any:
 
 def _facts(encoder: torch.nn.Module) -> Dict[str, Any]:
     """What the Q-Former needs to know of an encoder."""
-    names = ("width", "max_windows", "frames_per_window")
+    names = ("width", "frames_per_second", "max_windows", "frames_per_window")
     return {name: getattr(encoder, name) for name in names}
 
 

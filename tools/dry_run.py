@@ -281,7 +281,7 @@ def activation_bytes(plan: Plan, lm, seconds: float) -> tuple[float, float]:
             return model(**inputs)
         names = ("feats", "qformer_instruction")
         names = [n for name in names for n in (name, f"{name}_lengths")]
-        return model.prefix(*(inputs.get(name) for name in names))
+        return model.prefix(*(inputs.get(name) for name in names))[0]
 
     qformer = _growth(plan, queries, [model])
     if lm is None:

@@ -33,6 +33,7 @@ from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
 from espnet2_slit.data.feature_cache import identity_differences, length_batches
 from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.inference import packing
+from espnet2_slit.model.query_windows import query_windows, split_windows
 
 ROUTES = ("similarity", "matching", "language_model")
 # How a label becomes a text that the contrastive and matching sides compare with audio.
@@ -665,13 +666,15 @@ class SLIT:
         language_model = part.model.language_model
         twice = generate and options.rerank
         with self.encoded(clips) if twice else contextlib.nullcontext(clips) as clips:
-            for batch, *inputs in self._prefixes(part, clips, requests):
+            for batch, inputs in self._prefixes(part, clips, requests):
                 if generate:
-                    found = language_model.generate_several(*inputs, options)
+                    found = language_model.generate_several(**inputs, options=options)
                     for i, texts in zip(batch, found, strict=True):
                         written[i] = texts
                 if ids is not None:
-                    found = language_model.score_candidates(*inputs, ids, lengths)
+                    found = language_model.score_candidates(
+                        **inputs, candidates=ids, candidate_lengths=lengths
+                    )
                     scores[batch] = found.cpu().numpy()
             if twice:
                 owners = [clip for clip, _ in requests]
@@ -728,7 +731,7 @@ class SLIT:
         return ids.to(self.device), lengths.to(self.device)
 
     def _prefixes(self, part, clips, requests):
-        """(indices of requests, prefix (B, Q, D_l), prompt, lengths) in batches.
+        """(indices of requests, what the language model reads by name) in batches.
 
         Requests for one clip stand together, so that its frames are made once. A batch
         has prompts of one kind: a caption may have none where a question has one.
@@ -755,12 +758,18 @@ class SLIT:
                             tensor.to(self.device)
                             for tensor in _pad([p[name] for p in prompts])
                         )
-                    prefix = part.model.prefix(
+                    prefix, prefix_lengths = part.model.prefix(
                         frames[index],
                         frame_lengths[index],
                         *fields.get("qformer_instruction", (None, None)),
                     )
-                    yield batch, prefix, *fields.get("llm_prompt", (None, None))
+                    prompt, prompt_lengths = fields.get("llm_prompt", (None, None))
+                    yield batch, {
+                        "prefix": prefix,
+                        "prefix_lengths": prefix_lengths,
+                        "prompt": prompt,
+                        "prompt_lengths": prompt_lengths,
+                    }
 
     # --------------------------------------------------------------- classifying
 
@@ -883,7 +892,8 @@ class SLIT:
 
         Returns:
             {"last_hidden_state": (N, Q, D_q) float32, the Q-Former's output of the
-            representation part, else of the generator without an instruction}.
+            representation part, else of the generator without an instruction}; with
+            queries for each window, those of a clip follow each other, then zeros.
 
         Raises:
             InferenceError: another kind of tensors.
@@ -898,11 +908,12 @@ class SLIT:
         )
         hidden = [None] * len(clips)
         for batch, arrays in self._batches(clips):
-            memory = part.model.qformer.read_frames(*self._frames(part, clips, arrays))
-            found = part.model.qformer.forward_queries(memory).hidden.float().cpu()
-            for clip, rows in zip(batch, found, strict=True):
-                hidden[clip] = rows
-        stacked = torch.stack(hidden)
+            frames = self._frames(part, clips, arrays)
+            found = query_windows(part.model.qformer, *frames)
+            rows, lengths = found.join(found.hidden.float().cpu())
+            for k, clip in enumerate(batch):
+                hidden[clip] = rows[k] if lengths is None else rows[k, : lengths[k]]
+        stacked = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
         return {
             "last_hidden_state": stacked if return_tensors == "pt" else stacked.numpy()
         }
@@ -1134,7 +1145,8 @@ class SLIT:
 
         Returns:
             For each clip (layers, Q, T) float32: weights of the cross-attention layers
-            over the frames, mean over the heads; each row sums to 1.
+            over the frames, mean over the heads; each row sums to 1, with queries for
+            each window to 1 in each.
         """
         part = self.generator if instruction else self._any_part
         if part is None:
@@ -1230,6 +1242,19 @@ def attention_weights(qformer, frames, lengths, reads=()):
     Returns:
         (B, layers, Q, T) float32 array, mean over the heads.
     """
+    if qformer.query_window:
+        windows, real, counts = split_windows(frames, lengths, qformer.query_window)
+        reads = tuple(tensor.repeat_interleave(counts, 0) for tensor in reads)
+        maps = torch.from_numpy(_attention_weights(qformer, windows, real, reads))
+        clips = [torch.cat(tuple(some), dim=-1) for some in maps.split(counts.tolist())]
+        places = (clip.movedim(-1, 0) for clip in clips)  # (T, layers, Q)
+        joined = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)
+        return joined.movedim(1, -1)[..., : frames.shape[1]].numpy()
+    return _attention_weights(qformer, frames, lengths, reads)
+
+
+def _attention_weights(qformer, frames, lengths, reads):
+    """`attention_weights` of queries that read the whole of what is given."""
     layers = [layer.cross_attention for layer in qformer.layers]
     layers = [cross for cross in layers if cross is not None]
     projected = []

@@ -28,7 +28,8 @@ from espnet2_slit.model.objectives import (
     matching,
     sample_negative_pairs,
 )
-from espnet2_slit.model.qformer import AudioMemory, QFormer, QueryOutput
+from espnet2_slit.model.qformer import AudioMemory, QFormer
+from espnet2_slit.model.query_windows import QueriedWindows, query_windows
 
 compat.prepare_espnet_import()
 
@@ -196,6 +197,12 @@ class RepresentationModel(SLITModel):
         super().__init__(
             qformer, audio_encoder, precision, extract_feats_in_collect_stats
         )
+        if qformer.query_window:
+            raise ValueError(
+                "model representation: expected one set of queries for a clip, found "
+                f"queries for every {qformer.query_window} frames. Leave "
+                "qformer_conf.query_window_s out."
+            )
         self.weights = {
             "contrastive": contrastive_weight,
             "matching": matching_weight,
@@ -429,7 +436,7 @@ class _PromptedModel(SLITModel):
         frame_lengths: Tensor,
         qformer_instruction: Optional[Tensor] = None,
         qformer_instruction_lengths: Optional[Tensor] = None,
-    ) -> Tensor:
+    ) -> Tuple[Tensor, Optional[Tensor]]:
         """Soft prompt of each clip.
 
         Args:
@@ -439,31 +446,35 @@ class _PromptedModel(SLITModel):
             qformer_instruction_lengths: (B,).
 
         Returns:
-            (B, Q, D_l).
+            prefix (B, N, D_l), the Q queries of each of a clip's windows after each
+            other, and their number (B,); None: N for every clip.
         """
-        queries = self._queries(
-            frames, frame_lengths, qformer_instruction, qformer_instruction_lengths
+        queries = query_windows(
+            self.qformer,
+            frames,
+            frame_lengths,
+            qformer_instruction,
+            qformer_instruction_lengths,
         )
-        return self.language_projection(queries.hidden)
-
-    def _queries(
-        self, frames, frame_lengths, instruction=None, instruction_lengths=None
-    ) -> QueryOutput:
-        memory = self.qformer.read_frames(frames, frame_lengths, single_pass=True)
-        return self.qformer.forward_queries(memory, instruction, instruction_lengths)
+        return queries.join(self.language_projection(queries.hidden))
 
     def _step(
         self,
-        queries: QueryOutput,
+        queries: QueriedWindows,
         llm_target: Tensor,
         llm_target_lengths: Tensor,
         llm_prompt: Optional[Tensor],
         llm_prompt_lengths: Optional[Tensor],
     ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
         batch = len(llm_target)
-        prefix = self.language_projection(queries.hidden)  # (B, Q, D_l)
+        prefix, lengths = queries.join(self.language_projection(queries.hidden))
         total, tokens, right = self.language_model.loss(
-            prefix, llm_prompt, llm_prompt_lengths, llm_target, llm_target_lengths
+            prefix,  # (B, N, D_l)
+            llm_prompt,
+            llm_prompt_lengths,
+            llm_target,
+            llm_target_lengths,
+            lengths,
         )
         losses = {"language_model": global_mean(total, tokens, batch)}
         stats = {
@@ -544,7 +555,7 @@ class GenerativeModel(_PromptedModel):
         frames, frame_lengths = self.encode_audio(
             speech, speech_lengths, feats, feats_lengths
         )
-        queries = self._queries(frames, frame_lengths)  # (B, Q, D_q)
+        queries = query_windows(self.qformer, frames, frame_lengths)
         return self._step(
             queries, llm_target, llm_target_lengths, llm_prompt, llm_prompt_lengths
         )
@@ -618,9 +629,13 @@ class InstructionModel(_PromptedModel):
         frames, frame_lengths = self.encode_audio(
             speech, speech_lengths, feats, feats_lengths
         )
-        queries = self._queries(
-            frames, frame_lengths, qformer_instruction, qformer_instruction_lengths
-        )  # (B, Q, D_q)
+        queries = query_windows(
+            self.qformer,
+            frames,
+            frame_lengths,
+            qformer_instruction,
+            qformer_instruction_lengths,
+        )
         return self._step(
             queries, llm_target, llm_target_lengths, llm_prompt, llm_prompt_lengths
         )

@@ -195,6 +195,7 @@ class LanguageModel(nn.Module):
         prompt_lengths: Tensor | None,
         target: Tensor,
         target_lengths: Tensor,
+        prefix_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Negative log-likelihood of the targets; gradients reach the prefix.
 
@@ -207,6 +208,7 @@ class LanguageModel(nn.Module):
             prompt_lengths: (B,), or None with prompt.
             target: (B, L) from `encode_target`.
             target_lengths: (B,).
+            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             Sum over all target tokens in nats (float32 scalar), their number (int64
@@ -214,7 +216,7 @@ class LanguageModel(nn.Module):
         """
         mask = _mask(target, target_lengths)
         rows, columns = mask.nonzero(as_tuple=True)
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
         if self.kind == "seq2seq":
             states, used = self._encode(embedded, used)
             start = target.new_full((len(target), 1), self._start_id)
@@ -247,9 +249,12 @@ class LanguageModel(nn.Module):
         prompt: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
         options: GenerationOptions | None = None,
+        prefix_lengths: Tensor | None = None,
     ) -> list[str]:
         """The most likely text of every row: the first of `generate_several`."""
-        written = self.generate_several(prefix, prompt, prompt_lengths, options)
+        written = self.generate_several(
+            prefix, prompt, prompt_lengths, options, prefix_lengths
+        )
         return [texts[0] for texts in written]
 
     @torch.no_grad()
@@ -259,6 +264,7 @@ class LanguageModel(nn.Module):
         prompt: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
         options: GenerationOptions | None = None,
+        prefix_lengths: Tensor | None = None,
     ) -> list[list[str]]:
         """Texts for every row, by beam search, greedy search or sampling.
 
@@ -267,13 +273,14 @@ class LanguageModel(nn.Module):
             prompt: (B, L), or None: the ids of an empty prompt.
             prompt_lengths: (B,), or None with prompt.
             options: None for the defaults.
+            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             For each of B rows max(1, `options.rerank`) texts without special tokens and
             outer blanks; beams stand in their order, the best first.
         """
         options = options or GenerationOptions()
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
         # Decoders continue at the right end, so their padding stands at the left.
         side = "left" if self.kind == "seq2seq" else "right"
         embedded, used = _align(embedded, used, side)
@@ -344,6 +351,7 @@ class LanguageModel(nn.Module):
         candidates: Tensor,
         candidate_lengths: Tensor,
         batch_size: int = 64,
+        prefix_lengths: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of every candidate for every clip.
 
@@ -357,12 +365,13 @@ class LanguageModel(nn.Module):
             candidates: (C, L) from `encode_target`.
             candidate_lengths: (C,).
             batch_size: pairs of clip and candidate that are run at once.
+            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             (B, C) float32 sums over tokens, EOS included, in nats; divide by
             `candidate_lengths` for means per token.
         """
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths)
+        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
         candidates = candidates.to(embedded.device)
         if self.kind == "seq2seq":
             start = candidates.new_full((len(prefix), 1), self._start_id)
@@ -437,7 +446,9 @@ class LanguageModel(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         return self.frozen.module.get_input_embeddings()(ids)
 
-    def _inputs(self, prefix, prompt, prompt_lengths) -> tuple[Tensor, Tensor]:
+    def _inputs(
+        self, prefix, prompt, prompt_lengths, prefix_lengths=None
+    ) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) of head, prefix and prompt, and (B, N) where they are real."""
         if prefix.dim() != 3 or prefix.shape[2] != self.width:
             raise ValueError(
@@ -453,6 +464,8 @@ class LanguageModel(nn.Module):
         )
         before = head.shape[1] + prefix.shape[1]
         real = torch.ones(rows, before, dtype=torch.bool, device=device)
+        if prefix_lengths is not None:
+            real[:, head.shape[1] :] = _mask(prefix[..., 0], prefix_lengths.to(device))
         return embedded, torch.cat([real, _mask(prompt, prompt_lengths)], dim=1)
 
     def _encode(self, embedded: Tensor, used: Tensor):

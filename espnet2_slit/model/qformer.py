@@ -505,6 +505,9 @@ class QFormer(nn.Module):
         frame_position: scale of sinusoids that tell the place of each frame in its
             clip, added after the frames' norm; 0: none, as in BLIP-2. Attention sees
             frames as a set: what came first is lost unless the encoder's frames say.
+        query_window_s: seconds of audio that one set of queries reads, the next set
+            the next; 0: one set reads the whole clip. See `query_windows`.
+        frames_per_second: of the encoder; needed if query_window_s is given.
         text_branch: text embeddings and text feed-forwards. Off for queries alone
             (generative training); instructions need it.
         language_head: vocabulary prediction for `forward_generation`; None: as
@@ -538,6 +541,8 @@ class QFormer(nn.Module):
         max_windows: int = 1,
         frames_per_window: int = 0,
         frame_position: float = 0.0,
+        query_window_s: float = 0.0,
+        frames_per_second: float = 0.0,
         text_branch: bool = True,
         language_head: bool | None = None,
         gradient_checkpointing: bool = False,
@@ -554,6 +559,11 @@ class QFormer(nn.Module):
             raise ValueError(
                 f"max_windows is {max_windows}, so frames_per_window must be the "
                 f"encoder's frames per window; found {frames_per_window}"
+            )
+        if query_window_s and query_window_s * frames_per_second < 1:
+            raise ValueError(
+                f"query_window_s is {query_window_s}, which must hold a frame or more; "
+                f"found {frames_per_second} frames_per_second of the encoder"
             )
         if language_head and not text_branch:
             raise ValueError("language_head needs text_branch: true")
@@ -579,6 +589,7 @@ class QFormer(nn.Module):
         self.bos_id = bos_id
         self.max_windows = max_windows
         self.frames_per_window = frames_per_window
+        self.query_window = round(query_window_s * frames_per_second)  # frames; 0: all
         self.gradient_checkpointing = gradient_checkpointing
         self.initial_std = initial_std
 

@@ -261,7 +261,7 @@ def test_candidates_are_ranked_by_likelihood(slit, clips):
             for name, ids in part.prompt("is it loud?").items()
         }
         lengths = {name: torch.tensor([ids.shape[1]]) for name, ids in prompt.items()}
-        prefix = part.model.prefix(
+        prefix, _ = part.model.prefix(
             *frames, prompt["qformer_instruction"], lengths["qformer_instruction"]
         )
         scores = []
@@ -288,7 +288,8 @@ def test_instruction_changes_the_prefix(slit, clips):
     assert set(part.prompt("what is it?")) == {"llm_prompt", "qformer_instruction"}
     speech = slit.clips(clips[:1])
     requests = [(0, "what is it?"), (0, "describe the audio: birds chirp")]
-    (_, prefix, *_), *_ = slit._prefixes(part, speech, requests)
+    ((_, inputs),) = slit._prefixes(part, speech, requests)
+    prefix = inputs["prefix"]
     assert (prefix[0] - prefix[1]).abs().max() > 1e-3
 
 
@@ -382,9 +383,9 @@ def test_reranked_captions_are_those_of_a_plain_loop(folder, slit, clips, batch_
     expected, written = [], []
     for clip in clips:
         request = [(0, "describe the audio")]
-        ((_, *inputs),) = slit._prefixes(part, slit.clips([clip]), request)
+        ((_, inputs),) = slit._prefixes(part, slit.clips([clip]), request)
         texts = part.model.language_model.generate_several(
-            *inputs, GenerationOptions(**RERANKED)
+            **inputs, options=GenerationOptions(**RERANKED)
         )[0]
         audio = slit.embed_audio(clip)
         fit = [

@@ -218,9 +218,9 @@ def test_prefix_of_a_clip_does_not_depend_on_its_neighbours(prompted, tiny_parts
     if prompted == "instruction":
         names += ("qformer_instruction", "qformer_instruction_lengths")
     batch = {k: v for k, v in make_batch(prompted).items() if k in names}
-    together = model.prefix(*batch.values())
+    together, _ = model.prefix(*batch.values())
     for i in range(6):
-        alone = model.prefix(*rows(batch, [i]).values())
+        alone, _ = model.prefix(*rows(batch, [i]).values())
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
 
 
