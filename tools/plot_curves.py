@@ -6,50 +6,12 @@ Usage: tools/plot_curves.py --out curves.svg NAME=train.log [NAME=train.log ...]
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-# "2epoch:train:51-100batch: iter_time=0.03, loss=4.2, ..."
-LINE = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch: (.*)")
+from espnet2_slit.scoring.train_log import read_steps
+
 VALUES = ("loss_contrastive", "loss_matching", "loss_generation")
-
-
-def read_steps(path):
-    """Values of a log as they were printed.
-
-    Args:
-        path: train.log of an ESPnet training.
-
-    Returns:
-        {value: [(step, mean since the line before), ...]}; steps go on over the epochs,
-        without those after an epoch's last line.
-
-    Raises:
-        ValueError: no line with values in it.
-    """
-    points, longest = [], 0
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        found = LINE.search(line)
-        if found:
-            pairs = (pair.partition("=") for pair in found[3].split(", "))
-            values = {name: value for name, _, value in pairs}
-            points.append((int(found[1]), int(found[2]), values))
-            longest = max(longest, int(found[2]))
-    if not points:
-        raise ValueError(
-            f"{path}: expected lines such as '1epoch:train:1-50batch: loss=...', found"
-            " none. Is it the train.log of a training, with a --log_interval?"
-        )
-    curves = {}
-    for epoch, batch, values in points:
-        for name, value in values.items():
-            try:
-                number = float(value)
-            except ValueError:  # a duration
-                continue
-            curves.setdefault(name, []).append(((epoch - 1) * longest + batch, number))
-    return curves
 
 
 def plot(runs, values, out):

@@ -4,36 +4,36 @@ Everything is inside the file (SVG, audio as base64), so it can be mailed or put
 web server as it is. It draws what scoring found; it computes no score.
 """
 
-import base64
+from __future__ import annotations
+
 import html
 import io
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from espnet2_slit.scoring.examples import Players, Source, read_clip
 from espnet2_slit.scoring.metrics.score_table import (
-    NOT_TABLED,
     TASK_TITLES,
-    TASKS,
+    Row,
+    ScoreTable,
     is_percent,
+    not_computed,
     show,
+    task_tables,
     title,
     write_atomically,
 )
+from espnet2_slit.scoring.train_log import Stage
 
-STAGES = ("representation", "generative", "instruction")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLOURS = ("#2a6f97", "#e07a3f", "#5b8c5a", "#8d5a97", "#b5a642", "#555555")
-MAX_CLIP_S = 10.0  # embedded audio is cut here; 16 kHz, 16 bit: 0.43 MB of base64
-MAX_EMBEDDED_S = 400.0  # audio in one page: 17 MB
 MAX_NAMED_CLASSES = 40  # of a confusion matrix
-# Stats that ESPnet's reporter mixes among the model's own.
-NOT_A_CURVE = re.compile(
-    r"(^|_)time$|^total_count$|^gpu_|^clip$|^grad_norm$|^loss_scale$|_lr\d+$|^lr"
-)
-EPOCH_LINE = re.compile(r"(\d+)epoch results: (.*)")
-VALUE = re.compile(r"(\w+)=(nan|-?inf|[-+]?\d[\d.]*(?:e[-+]?\d+)?)(?=,|$)")
 BAR_METRICS = {
     "caption": ("bleu_4", "rouge_l", "meteor", "cider_d", "spice", "spider", "fense"),
     "retrieval": ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_10"),
@@ -47,87 +47,7 @@ BAR_METRICS = {
 }
 
 
-@dataclass
-class Stage:
-    """Learning curves of one training stage.
-
-    Attributes:
-        name: of the experiment folder.
-        curves: stat -> {"train" | "valid": {epoch: value}}.
-        note: why there are none, or "".
-    """
-
-    name: str
-    curves: dict = field(default_factory=dict)
-    note: str = ""
-
-
-# ------------------------------------------------------------------------------ curves
-
-
-def read_training_log(folder):
-    """Learning curves from the logs ESPnet writes.
-
-    Args:
-        folder: experiment folder with train.log; train.1.log, ... are older runs of the
-            same training, whose epochs are kept unless a later run repeats them.
-
-    Returns:
-        Stage.
-    """
-    folder = Path(folder)
-    stage = Stage(folder.name)
-    older = sorted(
-        folder.glob("train.*.log"),
-        key=lambda p: int(p.suffixes[0][1:]) if p.suffixes[0][1:].isdigit() else 0,
-        reverse=True,
-    )
-    logs = [p for p in (*older, folder / "train.log") if p.is_file()]
-    if not logs:
-        stage.note = f"no train.log in {folder}"
-        return stage
-    for path in logs:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                found = EPOCH_LINE.search(line)
-                if found:
-                    _add_epoch(stage, int(found[1]), found[2])
-    if not stage.curves:
-        stage.note = f"{folder / 'train.log'} has no finished epoch"
-    return stage
-
-
-def _add_epoch(stage, epoch, text):
-    parts = re.split(r"\[(\w+)\] ", text)
-    for section, values in zip(parts[1::2], parts[2::2], strict=True):
-        if section not in ("train", "valid"):
-            continue
-        for name, value in VALUE.findall(values):
-            if not NOT_A_CURVE.search(name):
-                curve = stage.curves.setdefault(name, {}).setdefault(section, {})
-                curve[epoch] = float(value)
-
-
-def training_stages(decode_dir=None, exp_dirs=None):
-    """Stages to draw: the folders given, else the decoded experiment's three.
-
-    Args:
-        decode_dir: `exp/<tag>_instruction/decode_x`; its sisters `<tag>_representation`
-            and `<tag>_generative` belong to the same system.
-        exp_dirs: list of folders, or None.
-
-    Returns:
-        List of Stage.
-    """
-    if exp_dirs is None and decode_dir is not None:
-        experiment = Path(decode_dir).resolve().parent
-        tag = re.sub(rf"_({'|'.join(STAGES)})$", "", experiment.name)
-        sisters = [experiment.parent / f"{tag}_{stage}" for stage in STAGES]
-        exp_dirs = [p for p in sisters if p.is_dir()] or [experiment]
-    return [read_training_log(folder) for folder in exp_dirs or []]
-
-
-def _figure(width, height):
+def _figure(width: float, height: float) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -137,7 +57,7 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure, label):
+def _svg(figure: Figure, label: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
@@ -152,11 +72,11 @@ def _svg(figure, label):
     )
 
 
-def _e(text):
+def _e(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _curves_svg(stage):
+def _curves_svg(stage: Stage) -> str:
     names = list(stage.curves)
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
@@ -186,10 +106,10 @@ def _curves_svg(stage):
 # -------------------------------------------------------------------------------- bars
 
 
-def _bars_svg(task, set_name, systems):
+def _bars_svg(task: str, set_name: str, systems: Sequence[ScoreTable]) -> str:
     """Bars of one set, chance as a tick, 95 % intervals; one colour per system."""
     wanted = BAR_METRICS[task]
-    rows: dict[tuple, dict] = {}
+    rows: dict[tuple[str, str], dict[int, Row]] = {}
     for index, table in enumerate(systems):
         for row in table.rows:
             if (row.set, row.task) == (set_name, task) and row.metric in wanted:
@@ -204,24 +124,18 @@ def _bars_svg(task, set_name, systems):
     figure = _figure(8.2, 0.9 + 0.22 * len(names) * (1 + 0.5 * len(shown)))
     ax = figure.subplots()
     for slot, index in enumerate(shown):
+        offset = (slot - (len(shown) - 1) / 2) * thickness
+        mine = {y: rows[n][index] for y, n in enumerate(names) if index in rows[n]}
+        places = [y + offset for y in mine]
+        values = [(row.value or 0) * scale for row in mine.values()]
+        colour = COLOURS[index % len(COLOURS)]
         label = systems[index].system
-        for y, name in enumerate(names):
-            row = rows[name].get(index)
-            if row is None:
-                continue
-            at = y + (slot - (len(shown) - 1) / 2) * thickness
-            value = row.value * scale
-            ax.barh(
-                at,
-                value,
-                thickness * 0.9,
-                color=COLOURS[index % len(COLOURS)],
-                label=label,
-            )
-            label = None
-            if row.low is not None:
+        ax.barh(places, values, thickness * 0.9, color=colour, label=label)
+        for at, value, row in zip(places, values, mine.values(), strict=True):
+            end = value
+            if row.low is not None and row.high is not None:
+                end = max(value, row.high * scale)
                 ax.hlines(at, row.low * scale, row.high * scale, color="black", lw=1)
-            end = max(value, (row.high or 0) * scale)
             ax.annotate(
                 show(row.metric, row.value),
                 (end, at),
@@ -230,12 +144,11 @@ def _bars_svg(task, set_name, systems):
                 va="center",
                 size=8,
             )
-    label = "chance"
-    for y, name in enumerate(names):
-        chance = next((r.chance for r in rows[name].values()), None)
-        if chance is not None:
-            ax.vlines(chance * scale, y - 0.45, y + 0.45, color="#c1121f", label=label)
-            label = None
+    first = [next(iter(rows[name].values())).chance for name in names]
+    chances = {y: c * scale for y, c in enumerate(first) if c is not None}
+    if chances:
+        low, high = [y - 0.45 for y in chances], [y + 0.45 for y in chances]
+        ax.vlines(list(chances.values()), low, high, color="#c1121f", label="chance")
     ax.set_yticks(
         range(len(names)),
         [
@@ -253,7 +166,7 @@ def _bars_svg(task, set_name, systems):
     return _svg(figure, f"{TASK_TITLES[task]}: {set_name}; red: chance, line: 95 %")
 
 
-def _confusion_svg(set_name, route, details):
+def _confusion_svg(set_name: str, route: str, details: Mapping[str, Any]) -> str:
     confusion = np.array(details["confusion"], dtype=float)
     support = np.maximum(np.array(details["support"], dtype=float), 1)
     share = confusion / support[:, None]
@@ -272,76 +185,9 @@ def _confusion_svg(set_name, route, details):
     return _svg(figure, f"Confusion matrix: {set_name}, {route}")
 
 
-# ------------------------------------------------------------------------------- audio
-
-
-class _Players:
-    """Audio elements, each clip embedded once, within the page's limit."""
-
-    def __init__(self, sources):
-        self._sources = sources  # set -> clip id -> (path, start_s, end_s)
-        self._made = {}
-        self._embedded_s = 0.0
-
-    def html(self, set_name, clip):
-        key = (set_name, clip)
-        if key not in self._made:
-            if self._embedded_s >= MAX_EMBEDDED_S:
-                return (
-                    '<span class="quiet">audio left out to keep the page small</span>'
-                )
-            source = self._sources.get(set_name, {}).get(clip)
-            self._made[key] = self._make(source)
-        return self._made[key]
-
-    def _make(self, source):
-        if source is None:
-            return '<span class="quiet">no audio file in wav.scp</span>'
-        try:
-            samples, rate, cut = read_clip(*source)
-        except (RuntimeError, OSError, ValueError) as error:
-            return f'<span class="quiet">audio not embedded: {_e(error)}</span>'
-        import soundfile
-
-        self._embedded_s += len(samples) / rate
-        buffer = io.BytesIO()
-        soundfile.write(buffer, samples, rate, format="WAV", subtype="PCM_16")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        note = f' <span class="quiet">first {MAX_CLIP_S:g} s</span>' if cut else ""
-        return (
-            f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}">'
-            f"</audio>{note}"
-        )
-
-
-def read_clip(path, start_s=0.0, end_s=None):
-    """Mono samples of the first seconds of a clip, at 16 kHz or less.
-
-    Args:
-        path: audio file.
-        start_s: where the clip begins.
-        end_s: where it ends; None: with the file.
-
-    Returns:
-        (samples (S,) float32, rate, whether it was cut at `MAX_CLIP_S`).
-    """
-    import soundfile
-
-    with soundfile.SoundFile(path) as f:
-        rate = f.samplerate
-        first = round(start_s * rate)
-        last = f.frames if end_s is None else min(f.frames, round(end_s * rate))
-        wanted = min(last - first, round(MAX_CLIP_S * rate))
-        f.seek(first)
-        samples = f.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-    if rate > 16000:
-        import soxr
-
-        samples, rate = soxr.resample(samples, rate, 16000), 16000
-    return samples, rate, last - first > wanted
-
-
-def _attention_svgs(path, sources, set_name):
+def _attention_svgs(
+    path: Path, sources: Mapping[str, Mapping[str, Source]], set_name: str
+) -> list[str]:
     """Attention of the queries over the spectrogram, one figure per clip."""
     with np.load(path, allow_pickle=False) as arrays:
         if not {"ids", "attention", "lengths", "frames_per_second"} <= set(
@@ -387,7 +233,7 @@ def _attention_svgs(path, sources, set_name):
     return figures
 
 
-def _log_spectrogram(samples, rate):
+def _log_spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
     """(frequencies, frames) dB, Hann window of 32 ms every 10 ms, 60 dB deep."""
     window, hop = int(0.032 * rate), int(0.010 * rate)
     samples = np.pad(samples, (0, max(0, window - len(samples))))
@@ -400,42 +246,26 @@ def _log_spectrogram(samples, rate):
 # --------------------------------------------------------------------------------- page
 
 
-def _score_section(systems):
+def _score_section(systems: Sequence[ScoreTable]) -> str:
     parts = []
-    for task in TASKS:
-        found = [[r for r in table.rows if r.task == task] for table in systems]
-        if not found[0]:
-            continue
-        metrics = [
-            m
-            for m in dict.fromkeys(r.metric for rows in found for r in rows)
-            if m not in NOT_TABLED
-            and any(
-                r.value is not None for rows in found for r in rows if r.metric == m
-            )
-        ]
-        head = "".join(f"<th>{_e(title(m))}</th>" for m in metrics)
+    for one in task_tables(systems[0], systems[1:]):
+        head = "".join(f"<th>{_e(title(m))}</th>" for m in one.metrics)
         head = f"<tr><th>set</th><th>what</th><th>system</th><th>N</th>{head}</tr>"
         body = []
-        for group in dict.fromkeys((r.set, r.where) for rows in found for r in rows):
-            for table, rows in zip(systems, found, strict=True):
-                here = {r.metric: r for r in rows if (r.set, r.where) == group}
-                if not any(r.value is not None for r in here.values()):
-                    continue
-                n = next(r.n for r in here.values() if r.value is not None)
-                cells = [f"<td>{_e(g)}</td>" for g in (*group, table.system, n)]
-                cells += [_score_cell(here.get(m)) for m in metrics]
-                body.append("<tr>" + "".join(cells) + "</tr>")
-        sets = dict.fromkeys(r.set for r in found[0])
-        bars = "".join(_bars_svg(task, name, systems) for name in sets)
+        for system, set_name, where, n, rows in one.lines:
+            cells = [f"<td>{_e(g)}</td>" for g in (set_name, where, system, n)]
+            cells += [_score_cell(row) for row in rows]
+            body.append("<tr>" + "".join(cells) + "</tr>")
+        sets = dict.fromkeys(r.set for r in systems[0].rows if r.task == one.task)
+        bars = "".join(_bars_svg(one.task, name, systems) for name in sets)
         parts.append(
-            f"<h3>{TASK_TITLES[task]}</h3><div class='wide'><table>{head}"
+            f"<h3>{TASK_TITLES[one.task]}</h3><div class='wide'><table>{head}"
             f"{''.join(body)}</table></div>{bars}"
         )
     return "".join(parts)
 
 
-def _score_cell(row):
+def _score_cell(row: Row | None) -> str:
     if row is None:
         return "<td></td>"
     if row.value is None:
@@ -453,7 +283,9 @@ def _score_cell(row):
     return f'<td title="{_e(said)}">{text}</td>'
 
 
-def _caption_section(set_name, examples, players):
+def _caption_section(
+    set_name: str, examples: Sequence[Mapping[str, Any]], players: Players
+) -> str:
     rows = []
     for item in examples:
         references = "".join(f"<li>{_e(r)}</li>" for r in item["references"])
@@ -469,7 +301,9 @@ def _caption_section(set_name, examples, players):
     )
 
 
-def _retrieval_section(set_name, examples, players):
+def _retrieval_section(
+    set_name: str, examples: Sequence[Mapping[str, Any]], players: Players
+) -> str:
     rows = []
     for item in examples:
         first = "".join(
@@ -488,7 +322,9 @@ def _retrieval_section(set_name, examples, players):
     )
 
 
-def _answer_section(set_name, examples, players):
+def _answer_section(
+    set_name: str, examples: Sequence[Mapping[str, Any]], players: Players
+) -> str:
     rows = "".join(
         f"<tr><td>{players.html(set_name, item['id'])}</td>"
         f"<td>{_e(item['question'])}</td>"
@@ -535,91 +371,114 @@ nav a{margin-right:1rem}
 
 
 def write_report(
-    path, table, peers=(), sources=None, decode_dir=None, stages=(), environment=None
-):
+    path: Path,
+    table: ScoreTable,
+    peers: Sequence[ScoreTable] = (),
+    sources: Mapping[str, Mapping[str, Source]] | None = None,
+    decode_dir: Path | None = None,
+    stages: Sequence[Stage] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Write the page.
 
     Args:
         path: of the HTML file.
-        table: ScoreTable.
-        peers: other ScoreTables to draw beside.
+        table: of the system.
+        peers: of others, drawn beside.
         sources: {set: {clip id: (audio path, start_s, end_s)}} for the players.
         decode_dir: where `<set>/attention.npz` may lie, or None.
-        stages: list of Stage.
+        stages: learning curves.
         environment: {name: value} shown under the title.
     """
     systems = [table, *peers]
-    sources = sources or {}
-    players = _Players(sources)
-    sections = []
+    found = sources or {}
+    sections = {
+        "Scores": _LEGEND + _score_section(systems),
+        "Learning curves": "".join(map(_curves_section, stages)),
+        **_example_sections(table, Players(found)),
+        "Confusion matrices": _confusion_section(table),
+        "Attention of the queries": _attention_section(decode_dir, found),
+        "Not computed": _not_computed_section(table),
+    }
+    write_atomically(path, _page(table.system, environment or {}, sections))
 
-    def section(name, content):
-        if content:
-            anchor = re.sub(r"\W+", "-", name.lower())
-            sections.append((name, anchor, content))
 
-    legend = (
-        '<p class="quiet">score, 95 % bootstrap interval, <span class="chance">chance'
-        "</span>; R@, mAP, accuracy and exact match in %. Hover for the protocol.</p>"
-    )
-    section("Scores", legend + _score_section(systems))
-    section(
-        "Learning curves",
-        "".join(
-            f"<h3>{_e(s.name)}</h3>"
-            + (f'<p class="quiet">{_e(s.note)}</p>' if s.note else _curves_svg(s))
-            for s in stages
-        ),
-    )
-    for task, (name, make) in EXAMPLE_SECTIONS.items():
-        section(
-            name,
-            "".join(
-                make(set_name, details[task], players)
-                for set_name, details in table.details.items()
-                if task in details
-            ),
-        )
-    confusions = "".join(
-        _confusion_svg(set_name, route, found)
-        for set_name, details in table.details.items()
-        for route, found in details.get("classification", {}).items()
-        if "confusion" in found
-    )
-    section("Confusion matrices", confusions and f"<div class=row>{confusions}</div>")
-    if decode_dir is not None:
-        found = sorted(Path(decode_dir).glob("*/attention.npz"))
-        section(
-            "Attention of the queries",
-            "".join(
-                figure
-                for attention in found
-                for figure in _attention_svgs(attention, sources, attention.parent.name)
-            ),
-        )
-    notes = dict.fromkeys((r.note, r.key) for r in table.rows if r.note)
-    section(
-        "Not computed",
-        notes
-        and "<ul>"
-        + "".join(f"<li><code>{_e(key)}</code>: {_e(note)}</li>" for note, key in notes)
-        + "</ul>",
-    )
+_LEGEND = (
+    '<p class="quiet">score, 95 % bootstrap interval, <span class="chance">chance'
+    "</span>; R@, mAP, accuracy and exact match in %. Hover for the protocol.</p>"
+)
+
+
+def _page(
+    system: str, environment: Mapping[str, str], sections: Mapping[str, str]
+) -> str:
+    """The page; sections without content are left out."""
+    named = [
+        (name, re.sub(r"\W+", "-", name.lower()), content)
+        for name, content in sections.items()
+        if content
+    ]
     facts = "".join(
-        f"<tr><th>{_e(k)}</th><td>{_e(v)}</td></tr>"
-        for k, v in (environment or {}).items()
+        f"<tr><th>{_e(k)}</th><td>{_e(v)}</td></tr>" for k, v in environment.items()
     )
-    page = [
+    lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{_e(table.system)}: scores</title><style>{STYLE}</style>",
+        f"<title>{_e(system)}: scores</title><style>{STYLE}</style>",
         '<meta name="viewport" content="width=device-width"></head><body>',
-        f"<h1>{_e(table.system)}</h1><nav>",
-        *(f'<a href="#{anchor}">{_e(name)}</a>' for name, anchor, _ in sections),
+        f"<h1>{_e(system)}</h1><nav>",
+        *(f'<a href="#{anchor}">{_e(name)}</a>' for name, anchor, _ in named),
         f"</nav><details><summary>Environment</summary><table>{facts}</table></details>",
         *(
             f'<section id="{anchor}"><h2>{_e(name)}</h2>{content}</section>'
-            for name, anchor, content in sections
+            for name, anchor, content in named
         ),
         "</body></html>",
     ]
-    write_atomically(path, "\n".join(page) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def _curves_section(stage: Stage) -> str:
+    note = f'<p class="quiet">{_e(stage.note)}</p>'
+    return f"<h3>{_e(stage.name)}</h3>" + (note if stage.note else _curves_svg(stage))
+
+
+def _example_sections(table: ScoreTable, players: Players) -> dict[str, str]:
+    return {
+        name: "".join(
+            make(set_name, details[task], players)
+            for set_name, details in table.details.items()
+            if task in details
+        )
+        for task, (name, make) in EXAMPLE_SECTIONS.items()
+    }
+
+
+def _confusion_section(table: ScoreTable) -> str:
+    figures = "".join(
+        _confusion_svg(set_name, scorer, found)
+        for set_name, details in table.details.items()
+        for scorer, found in details.get("classification", {}).items()
+        if "confusion" in found
+    )
+    return figures and f"<div class=row>{figures}</div>"
+
+
+def _attention_section(
+    decode_dir: Path | None, sources: Mapping[str, Mapping[str, Source]]
+) -> str:
+    if decode_dir is None:
+        return ""
+    return "".join(
+        figure
+        for path in sorted(Path(decode_dir).glob("*/attention.npz"))
+        for figure in _attention_svgs(path, sources, path.parent.name)
+    )
+
+
+def _not_computed_section(table: ScoreTable) -> str:
+    lines = [
+        f"<li><code>{_e(key)}</code>: {_e(note)}</li>"
+        for note, keys in not_computed(table).items()
+        for key in keys
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from espnet2_slit.bin import slit_score
-from espnet2_slit.scoring import report
-from espnet2_slit.scoring.report import read_clip, read_training_log, training_stages
+from espnet2_slit.scoring import examples
+from espnet2_slit.scoring.examples import read_clip
+from espnet2_slit.scoring.train_log import read_training_log, training_stages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -130,8 +131,8 @@ def test_seconds_of_embedded_audio_are_limited(tmp_path, monkeypatch):
         path = tmp_path / f"{name}.wav"
         soundfile.write(path, np.zeros(16000), 16000)
         clips[name] = (path, 0.0, None)
-    monkeypatch.setattr(report, "MAX_EMBEDDED_S", 1.5)
-    players = report._Players({"test": clips})
+    monkeypatch.setattr(examples, "MAX_EMBEDDED_S", 1.5)
+    players = examples.Players({"test": clips})
     made = [players.html("test", name) for name in "abca"]
     assert made[0] == made[3]  # each clip once
     assert [text.startswith("<audio") for text in made] == [True, True, False, True]

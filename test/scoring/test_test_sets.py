@@ -7,14 +7,12 @@ import pytest
 
 from espnet2_slit.bin import slit_compare, slit_score
 from espnet2_slit.data.kaldi_dir import read_map
+from espnet2_slit.scoring.compare import compare_systems
+from espnet2_slit.scoring.folds import average_folds
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
 from espnet2_slit.scoring.metrics.score_table import ScoreTable, read_scores
-from espnet2_slit.scoring.test_sets import (
-    ScoringError,
-    average_folds,
-    score_predictions,
-    score_set,
-)
+from espnet2_slit.scoring.read import ScoringError
+from espnet2_slit.scoring.test_sets import score_predictions, score_set
 
 # No Java in these tests: seconds a run, and the metrics have their own.
 QUICK = ["--java", "no-such-java", "--report", "false", "--resamples", "100"]
@@ -354,9 +352,7 @@ def test_comparison_says_which_is_better(case, worse, tmp_path, capsys):
 
 
 def test_lower_median_rank_is_better(case, worse):
-    rows, _ = slit_compare.compare_systems(
-        case[1], worse, ["median_rank"], resamples=500
-    )
+    rows, _ = compare_systems(case[1], worse, ["median_rank"], resamples=500)
     row = next(r for r in rows if "text_to_audio/contrastive" in r["key"])
     assert row["difference"] < 0 and row["better"] == "A"
 
@@ -378,7 +374,7 @@ def test_comparison_pairs_items_by_name(case, tmp_path):
         table.items[key] = Items(items.aggregate, stats), units[order]
     write_items(tmp_path / "items.npz", table)
     shutil.copy(case[1] / "scores.json", tmp_path / "scores.json")
-    rows, alone = slit_compare.compare_systems(case[1], tmp_path, resamples=50)
+    rows, alone = compare_systems(case[1], tmp_path, resamples=50)
     assert not alone and len(rows) > 40
     for row in rows:
         assert row["low"] == pytest.approx(0, abs=1e-12), row["key"]

@@ -5,9 +5,13 @@ replicate is one matrix product of resampling counts with the units' statistics.
 unit is and which function follows the sum is the business of the other modules.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Resampling counts held in memory at once: 4M float64 = 32 MB.
 COUNTS_PER_CHUNK = 4_000_000
@@ -29,13 +33,13 @@ class Items:
     stats: np.ndarray
 
     @property
-    def value(self):
+    def value(self) -> float:
         """The score itself: every unit counted once."""
         ones = np.ones((1, self.num_units))
         return float(AGGREGATES[self.aggregate](self.stats, ones)[0])
 
     @property
-    def num_units(self):
+    def num_units(self) -> int:
         """Number of resampling units U."""
         if self.aggregate == "median":
             return int(self.stats[:, 1].max()) + 1 if len(self.stats) else 0
@@ -49,7 +53,11 @@ class NotComputed:
     needs: str
 
 
-def mean_items(values, weights=None):
+# What a metric gives: with an interval, not at all, or a number without interval.
+Score = Items | NotComputed | float
+
+
+def mean_items(values: ArrayLike, weights: ArrayLike | None = None) -> Items:
     """Items whose score is the (weighted) mean.
 
     Args:
@@ -64,7 +72,9 @@ def mean_items(values, weights=None):
     return Items("mean", np.stack([values, weights], axis=1))
 
 
-def grouped_mean_items(values, groups, num_groups):
+def grouped_mean_items(
+    values: np.ndarray, groups: np.ndarray, num_groups: int
+) -> Items:
     """Mean over members, resampled by group: captions of one clip stay together.
 
     Args:
@@ -79,7 +89,7 @@ def grouped_mean_items(values, groups, num_groups):
     return mean_items(sums, np.bincount(groups, minlength=num_groups))
 
 
-def median_items(values, groups):
+def median_items(values: np.ndarray, groups: np.ndarray) -> Items:
     """Items whose score is the median of the members, resampled by group.
 
     Args:
@@ -94,15 +104,16 @@ def median_items(values, groups):
 
 # Each aggregate: (statistics, counts (R, U)) -> (R,). The counts say how often each
 # unit is in the replicate.
+Aggregate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _mean(stats, counts):
+def _mean(stats: np.ndarray, counts: np.ndarray) -> np.ndarray:
     sums = counts @ stats
     with np.errstate(invalid="ignore"):
         return sums[:, 0] / sums[:, 1]
 
 
-def _median(stats, counts):
+def _median(stats: np.ndarray, counts: np.ndarray) -> np.ndarray:
     order = np.argsort(stats[:, 0], kind="stable")
     values = stats[order, 0]
     cumulative = np.cumsum(counts[:, stats[order, 1].astype(np.int64)], axis=1)
@@ -113,11 +124,11 @@ def _median(stats, counts):
     return (values[lower] + values[upper]) / 2
 
 
-def _bleu(order):
+def _bleu(order: int) -> Aggregate:
     # Columns: matched n-grams of order 1..4, n-grams of the hypothesis of order 1..4,
     # length of the hypothesis, length of the closest reference. The two small numbers
     # are those of the COCO scorer; they matter when nothing matches.
-    def bleu(stats, counts):
+    def bleu(stats: np.ndarray, counts: np.ndarray) -> np.ndarray:
         sums = counts @ stats
         precisions = (sums[:, :order] + 1e-15) / (sums[:, 4 : 4 + order] + 1e-9)
         value = np.exp(np.log(precisions).mean(axis=1))
@@ -127,7 +138,7 @@ def _bleu(order):
     return bleu
 
 
-def meteor_items(stats):
+def meteor_items(stats: np.ndarray) -> Items:
     """Items of METEOR 1.5.
 
     Args:
@@ -146,7 +157,7 @@ def meteor_items(stats):
     return Items("meteor", stats)
 
 
-def meteor_from_stats(sums):
+def meteor_from_stats(sums: np.ndarray) -> np.ndarray:
     """METEOR 1.5 (English, default weights) of `meteor_items` statistics, (..., 23)."""
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     weights = np.array([1.0, 0.6, 0.8, 0.6])
@@ -158,7 +169,7 @@ def meteor_from_stats(sums):
     matched = delta * content + (1 - delta) * function
     matched = (matched * weights[:, None]).sum(axis=-2)  # (..., 2) test, reference
 
-    def length(total, function_words):
+    def length(total: np.ndarray, function_words: np.ndarray) -> np.ndarray:
         return delta * (total - function_words) + (1 - delta) * function_words
 
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -171,7 +182,7 @@ def meteor_from_stats(sums):
     return np.nan_to_num(score, nan=0.0)
 
 
-AGGREGATES = {
+AGGREGATES: dict[str, Aggregate] = {
     "mean": _mean,
     "median": _median,
     "bleu_1": _bleu(1),
@@ -182,7 +193,9 @@ AGGREGATES = {
 }
 
 
-def resampling_counts(num_units, resamples, seed):
+def resampling_counts(
+    num_units: int, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
     """Yield how often each unit is drawn, a chunk of replicates at a time.
 
     Args:
@@ -203,7 +216,9 @@ def resampling_counts(num_units, resamples, seed):
         yield counts.reshape(r, num_units).astype(np.float64)
 
 
-def replicates(scores, resamples=1000, seed=0):
+def replicates(
+    scores: Sequence[Items], resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
     """Bootstrap replicates of several scores over the same units.
 
     Args:
@@ -233,7 +248,9 @@ def replicates(scores, resamples=1000, seed=0):
     return np.concatenate(chunks)
 
 
-def intervals(scores, resamples=1000, seed=0, level=0.95):
+def intervals(
+    scores: Sequence[Items], resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[tuple[float | None, float | None]]:
     """Percentile bootstrap intervals.
 
     Args:
@@ -269,7 +286,13 @@ class Comparison:
     n: int
 
 
-def compare(first, second, resamples=10000, seed=0, level=0.95):
+def compare(
+    first: Items,
+    second: Items,
+    resamples: int = 10000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
     """Paired bootstrap of `first` minus `second` on the same units.
 
     Args:

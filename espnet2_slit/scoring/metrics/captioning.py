@@ -1,19 +1,23 @@
 """Caption metrics over one set: BLEU, ROUGE-L, METEOR, CIDEr-D, SPICE, SPIDEr, FENSE.
 
-BLEU, ROUGE-L and CIDEr-D are computed here, on arrays of n-gram numbers, a bounded
-number of them at a time, so that 100,000 captions fit; METEOR and SPICE run their Java
-programs, FENSE its models. What cannot run on the machine comes back as `NotComputed`,
-never as 0.
+BLEU, ROUGE-L and CIDEr-D are computed here, on arrays of n-gram numbers; METEOR and
+SPICE run their Java programs, FENSE its models. What cannot run on the machine comes
+back as `NotComputed`, never as 0.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from espnet2_slit.scoring.metrics.bootstrap import (
     Items,
     NotComputed,
+    Score,
     mean_items,
     meteor_items,
 )
@@ -25,7 +29,7 @@ MAX_ORDER = 4
 CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 SPIDER_FL_PENALTY = 0.9
-PART_SIZE = 1 << 20  # n-grams in memory at a time, some 150 bytes each
+Tokens = Sequence[str]
 MAX_NUMBER = np.iinfo(np.int64).max
 
 
@@ -58,13 +62,13 @@ class CaptionOptions:
     _meteor: MeteorScorer | None = field(default=None, repr=False)
     _fluency: FluencyModels | None = field(default=None, repr=False)
 
-    def meteor_scorer(self):
+    def meteor_scorer(self) -> MeteorScorer:
         """The one METEOR process, started at its first use and kept for later sets."""
         if self._meteor is None:
             self._meteor = MeteorScorer(self.java)
         return self._meteor
 
-    def fluency_models(self):
+    def fluency_models(self) -> FluencyModels:
         """FENSE's two models, loaded at their first use."""
         if self._fluency is None:
             self._fluency = FluencyModels(
@@ -72,13 +76,13 @@ class CaptionOptions:
             )
         return self._fluency
 
-    def quick(self):
+    def quick(self) -> CaptionOptions:
         """A copy without SPICE and FENSE that shares this one's METEOR process."""
         if self.meteor and not MeteorScorer.needs(self.java):
             self.meteor_scorer()
         return replace(self, spice=False, sbert_model="", fluency_model="")
 
-    def close(self):
+    def close(self) -> None:
         """End the METEOR process, if one was started."""
         if self._meteor is not None:
             self._meteor.close()
@@ -95,24 +99,39 @@ class CaptionScores:
         empty: number of hypotheses without a token.
     """
 
-    scores: dict
+    scores: dict[str, Score]
     tokenizer: str
     empty: int
+
+
+@dataclass(frozen=True)
+class NgramCounts:
+    """The n-gram `gram[k]` is `count[k]` times in `sentence[k]`.
+
+    Attributes:
+        sentence: (K,) int, ascending.
+        gram: (K,) int below `num_grams`, ascending within a sentence.
+        count: (K,) int.
+        num_grams: different n-grams, at least 1.
+    """
+
+    sentence: np.ndarray
+    gram: np.ndarray
+    count: np.ndarray
+    num_grams: int
 
 
 class NgramTable:
     """n-grams of many sentences as numbers, counted per sentence.
 
     Args:
-        sentences: list of token lists; token numbers are shared by all of them.
-        part_size: n-grams counted at a time, about.
+        sentences: lists of tokens; token numbers are shared by all of them.
 
     Attributes:
         lengths: (S,) tokens of each sentence.
     """
 
-    def __init__(self, sentences, part_size=PART_SIZE):
-        self.part_size = part_size
+    def __init__(self, sentences: Sequence[Tokens]) -> None:
         vocabulary: dict[str, int] = {}
         number = vocabulary.setdefault
         self.lengths = np.array([len(s) for s in sentences], dtype=np.int64)
@@ -121,41 +140,16 @@ class NgramTable:
             dtype=np.int32,
             count=int(self.lengths.sum()),
         )
-        self._ends = np.cumsum(self.lengths)
+        self._sentence = np.repeat(np.arange(len(sentences)), self.lengths)
         self._num_words = max(1, len(vocabulary))
 
-    def parts(self, n):
-        """Counts of the n-grams of n tokens, a part of them at a time.
-
-        Yields:
-            (sentence (K,), gram (K,), count (K,), G): the n-gram `gram`, a number below
-            G, is `count` times in `sentence`; sorted by sentence, then gram. Every
-            n-gram is in one part only, with all its sentences.
-        """
-        places = int(np.maximum(self.lengths - n + 1, 0).sum())
-        num_parts = max(1, -(-places // self.part_size))
-        for part in range(num_parts):
-            yield self._count(self._starts(n, part, num_parts), n)
-
-    def _starts(self, n, part, num_parts):
-        """Places (P,) where the n-grams of a part begin."""
-        found = []
-        for low in range(0, len(self._tokens), self.part_size):
-            # The hash of an n-gram's words names its part; any would do.
-            high = min(low + self.part_size, len(self._tokens) - n + 1)
-            value = np.zeros(max(0, high - low), dtype=np.uint32)
-            for i in range(n):
-                value = value * 31 + self._tokens[low + i : high + i].astype(np.uint32)
-            found.append(low + np.flatnonzero(value % num_parts == part))
-        start = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-        return start[start + n <= self._ends[self._sentence(start)]]
-
-    def _sentence(self, places):
-        """Number of the sentence (P,) that a token is in."""
-        return np.searchsorted(self._ends, places, side="right")
-
-    def _count(self, start, n):
-        """What `parts` yields, of the n-grams at these places."""
+    def count(self, n: int) -> NgramCounts:
+        """Counts of the n-grams of n tokens."""
+        places = max(0, len(self._tokens) - n + 1)
+        # An n-gram ends in the sentence in which it begins.
+        start = np.flatnonzero(
+            self._sentence[:places] == self._sentence[n - 1 : n - 1 + places]
+        )
         grams, bound = self._tokens[start].astype(np.int64), self._num_words
         for i in range(1, n):
             if bound > MAX_NUMBER // self._num_words:  # renumbered where 63 bits end
@@ -164,18 +158,18 @@ class NgramTable:
             bound *= self._num_words
         grams, num_grams = _renumbered(grams)
         keys, counts = np.unique(
-            self._sentence(start) * num_grams + grams, return_counts=True
+            self._sentence[start] * num_grams + grams, return_counts=True
         )
-        return keys // num_grams, keys % num_grams, counts, num_grams
+        return NgramCounts(keys // num_grams, keys % num_grams, counts, num_grams)
 
 
-def _renumbered(values):
+def _renumbered(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Numbers without gaps in their place, and how many there are (at least 1)."""
     unique, numbers = np.unique(values, return_inverse=True)
     return numbers, max(1, len(unique))
 
 
-def _lookup(keys, values, wanted):
+def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """values[where keys == wanted], 0 where there is none; keys ascending."""
     if len(keys) == 0:
         return np.zeros(len(wanted), dtype=values.dtype)
@@ -183,7 +177,7 @@ def _lookup(keys, values, wanted):
     return np.where(keys[at] == wanted, values[at], 0)
 
 
-def _check(hypotheses, references):
+def _check(hypotheses: Sequence[Any], references: Sequence[Sequence[Any]]) -> None:
     if len(hypotheses) != len(references):
         raise ValueError(
             f"expected as many hypotheses as clips with references, found "
@@ -197,13 +191,14 @@ def _check(hypotheses, references):
         )
 
 
-def ngram_scores(hypotheses, references, part_size=PART_SIZE):
+def ngram_scores(
+    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> dict[str, np.ndarray]:
     """BLEU-1..4 and CIDEr-D of tokenised captions.
 
     Args:
         hypotheses: N token lists.
         references: N lists of token lists, at least one each.
-        part_size: n-grams in memory at a time, about; changes no score.
 
     Returns:
         {"bleu": (N, 10) statistics (columns as the aggregate `bleu_n` wants them),
@@ -215,14 +210,14 @@ def ngram_scores(hypotheses, references, part_size=PART_SIZE):
 
     Source: Papineni 2002 and Vedantam 2015 as computed by pycocoevalcap 1.2
         (closest reference length; clipped and length-penalised CIDEr with n = 4,
-        sigma = 6). Differs: array operations on a part of the n-grams.
+        sigma = 6). Differs: array operations.
     """
     _check(hypotheses, references)
     clips = len(hypotheses)
     references_of = np.array([len(r) for r in references])
     clip_of = np.repeat(np.arange(clips), references_of)  # of each reference
     sentences = list(hypotheses) + [r for refs in references for r in refs]
-    table = NgramTable(sentences, part_size)
+    table = NgramTable(sentences)
     length, reference_length = table.lengths[:clips], table.lengths[clips:]
 
     # Closest length; of two equally close the shorter, as the COCO scorer.
@@ -241,26 +236,23 @@ def ngram_scores(hypotheses, references, part_size=PART_SIZE):
     cider = np.zeros(len(clip_of))  # summed over n, one per reference
     for n in range(MAX_ORDER):
         bleu[:, 4 + n] = np.maximum(length - n, 0)
-        product, ref_square = np.zeros(len(clip_of)), np.zeros(len(clip_of))
-        hyp_square = np.zeros(clips)
-        for part in table.parts(n + 1):
-            sums = _part_sums(part, clip_of, clips)
-            bleu[:, n] += sums["matched"]
-            product += sums["product"]
-            hyp_square += sums["hyp_square"]
-            ref_square += sums["ref_square"]
-        norm = np.sqrt(hyp_square)[clip_of] * np.sqrt(ref_square)
+        sums = _order_sums(table.count(n + 1), clip_of, clips)
+        bleu[:, n] = sums["matched"]
+        product = sums["product"].astype(np.float64)  # counts where there is nothing
+        norm = np.sqrt(sums["ref_square"])
+        norm *= np.sqrt(sums["hyp_square"])[clip_of]
         cider += penalty * np.divide(product, norm, where=norm != 0, out=product)
     per_clip = np.bincount(clip_of, weights=cider, minlength=clips)
     return {"bleu": bleu, "cider_d": 10 * per_clip / MAX_ORDER / references_of}
 
 
-def _part_sums(part, clip_of, clips):
-    """What the n-grams of one part add to BLEU and to CIDEr-D of one order.
+def _order_sums(
+    found: NgramCounts, clip_of: np.ndarray, clips: int
+) -> dict[str, np.ndarray]:
+    """What the n-grams of one order give to BLEU and to CIDEr-D.
 
     Args:
-        part: of `NgramTable.parts`; the hypotheses are sentences 0..clips-1, then come
-            the references.
+        found: the hypotheses are sentences 0..clips-1, then come the references.
         clip_of: (R,) clip of each reference.
         clips: N.
 
@@ -268,7 +260,8 @@ def _part_sums(part, clip_of, clips):
         {"matched": (N,) clipped counts, "hyp_square": (N,) and "ref_square": (R,)
         squared lengths of the TF-IDF vectors, "product": (R,) of the clipped ones}.
     """
-    sentence, gram, count, num_grams = part
+    sentence, gram, count = found.sentence, found.gram, found.count
+    num_grams = found.num_grams
     is_hypothesis = sentence < clips
     hyp_clip, hyp_gram = sentence[is_hypothesis], gram[is_hypothesis]
     hyp_count = count[is_hypothesis]
@@ -298,7 +291,7 @@ def _part_sums(part, clip_of, clips):
     }
 
 
-def longest_common_subsequence(first, second):
+def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
     """Length of the longest common subsequence of two token lists.
 
     Bit-parallel (Hyyro 2004): one integer holds a row of the table.
@@ -314,7 +307,9 @@ def longest_common_subsequence(first, second):
     return len(first) - row.bit_count()
 
 
-def rouge_l(hypotheses, references):
+def rouge_l(
+    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> np.ndarray:
     """ROUGE-L as COCO computes it: best precision and best recall, beta 1.2.
 
     Args:
@@ -337,7 +332,11 @@ def rouge_l(hypotheses, references):
     return scores
 
 
-def score_captions(hypotheses, references, options=None):
+def score_captions(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: CaptionOptions | None = None,
+) -> CaptionScores:
     """Every caption metric of one set.
 
     Args:
@@ -374,7 +373,9 @@ def score_captions(hypotheses, references, options=None):
         logging.warning("%d of %d hypotheses are empty: they score 0", empty, clips)
 
     grams = ngram_scores(hyp_tokens, ref_tokens)
-    scores = {f"bleu_{n}": Items(f"bleu_{n}", grams["bleu"]) for n in range(1, 5)}
+    scores: dict[str, Score] = {
+        f"bleu_{n}": Items(f"bleu_{n}", grams["bleu"]) for n in range(1, 5)
+    }
     scores["rouge_l"] = mean_items(rouge_l(hyp_tokens, ref_tokens))
     hyp_text = [" ".join(t) for t in hyp_tokens]
     ref_text = [[" ".join(t) for t in refs] for refs in ref_tokens]
@@ -395,7 +396,11 @@ def score_captions(hypotheses, references, options=None):
     return CaptionScores(scores, tokenizer, empty)
 
 
-def _meteor(hypotheses, references, options):
+def _meteor(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: CaptionOptions,
+) -> Score:
     if not options.meteor:
         return NotComputed("METEOR switched on (remove --skip_meteor true)")
     needs = MeteorScorer.needs(options.java)
@@ -404,7 +409,9 @@ def _meteor(hypotheses, references, options):
     return meteor_items(options.meteor_scorer().stats(hypotheses, references))
 
 
-def _spice_family(spice, cider_score, cider_d):
+def _spice_family(
+    spice: np.ndarray | NotComputed, cider_score: Score, cider_d: np.ndarray
+) -> dict[str, Score]:
     if isinstance(spice, NotComputed):
         return {"spice": spice, "spider": NotComputed(f"SPICE: {spice.needs}")}
     if isinstance(cider_score, NotComputed):
@@ -412,11 +419,18 @@ def _spice_family(spice, cider_score, cider_d):
     return {"spice": mean_items(spice), "spider": mean_items((cider_d + spice) / 2)}
 
 
-def _fense_family(hypotheses, references, spider, options):
+def _fense_family(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    spider: Score,
+    options: CaptionOptions,
+) -> dict[str, Score]:
     names = ("fense", "fluency_error_rate", "spider_fl")
     needs = FluencyModels.needs(options.sbert_model, options.fluency_model)
     models = None if needs["fluency_error_rate"] else options.fluency_models()
-    scores = {name: NotComputed(needs[name]) for name in names if needs[name]}
+    scores: dict[str, Score] = {
+        name: NotComputed(needs[name]) for name in names if needs[name]
+    }
     if needs["spider_fl"] and isinstance(spider, NotComputed):
         both = f"{needs['spider_fl']}; {spider.needs}"
         scores["spider_fl"] = NotComputed(both)
@@ -427,9 +441,9 @@ def _fense_family(hypotheses, references, spider, options):
     if not needs["fense"]:
         similarity = models.similarity(hypotheses, references)
         scores["fense"] = mean_items(similarity * (1 - SPIDER_FL_PENALTY * errors))
-    if isinstance(spider, NotComputed):
-        scores["spider_fl"] = spider
-    else:
+    if isinstance(spider, Items):
         fluent = 1 - SPIDER_FL_PENALTY * errors
         scores["spider_fl"] = mean_items(spider.stats[:, 0] * fluent)
+    else:
+        scores["spider_fl"] = spider
     return scores

@@ -1,15 +1,17 @@
 """Classification scores of a clip x label matrix, single and multi label."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 
-from espnet2_slit.scoring.metrics.bootstrap import mean_items
+from espnet2_slit.scoring.metrics.bootstrap import Score, mean_items
 
 
 @dataclass(frozen=True)
 class ClassificationScores:
-    """Scores of one route.
+    """Scores of one scorer of labels.
 
     Attributes:
         scores: metric name -> Items, or a number that has no interval.
@@ -18,13 +20,13 @@ class ClassificationScores:
         confusion: (C, C) int, truth by prediction.
     """
 
-    scores: dict
-    chance: dict
+    scores: dict[str, Score]
+    chance: dict[str, float]
     predicted: np.ndarray
     confusion: np.ndarray
 
 
-def check_scores(scores, num_items, num_labels):
+def check_scores(scores: np.ndarray, num_items: int, num_labels: int) -> None:
     """Refuse a score matrix of another shape or with NaN.
 
     Raises:
@@ -42,7 +44,7 @@ def check_scores(scores, num_items, num_labels):
         )
 
 
-def predict(scores, truth):
+def predict(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The best label of each clip; a tie goes to a wrong one.
 
     Args:
@@ -59,7 +61,7 @@ def predict(scores, truth):
     return np.where(tied.any(axis=1), first_wrong, truth)
 
 
-def single_label(scores, truth):
+def single_label(scores: np.ndarray, truth: np.ndarray) -> ClassificationScores:
     """Accuracy, top-5 accuracy, per-class mean of the accuracy, confusion matrix.
 
     Args:
@@ -85,7 +87,9 @@ def single_label(scores, truth):
     return result
 
 
-def from_predictions(predicted, truth, num_labels):
+def from_predictions(
+    predicted: np.ndarray, truth: np.ndarray, num_labels: int
+) -> ClassificationScores:
     """Scores of a system that only names one label a clip.
 
     Args:
@@ -113,13 +117,15 @@ def from_predictions(predicted, truth, num_labels):
     )
 
 
-def per_class_accuracy(confusion, support):
+def per_class_accuracy(confusion: np.ndarray, support: np.ndarray) -> np.ndarray:
     """(C,) share of each class's clips that were named right; NaN without clips."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.diag(confusion) / support
 
 
-def fold_accuracy(predicted, truth, folds):
+def fold_accuracy(
+    predicted: np.ndarray, truth: np.ndarray, folds: np.ndarray
+) -> dict[str, tuple[float, int]]:
     """Accuracy of each fold and their mean.
 
     Args:
@@ -137,7 +143,7 @@ def fold_accuracy(predicted, truth, folds):
     }
 
 
-def multi_label(scores, truth):
+def multi_label(scores: np.ndarray, truth: np.ndarray) -> ClassificationScores:
     """Mean average precision over classes and over clips.
 
     Args:

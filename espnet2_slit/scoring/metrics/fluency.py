@@ -4,7 +4,10 @@ Both are pretrained files that a user downloads once; torch and transformers are
 imported only when they are used.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +44,13 @@ class FluencyModels:
         those of the last class too (there: all classes).
     """
 
-    def __init__(self, sbert_model, fluency_model, fluency_base="", device="cpu"):
+    def __init__(
+        self,
+        sbert_model: str,
+        fluency_model: str,
+        fluency_base: str = "",
+        device: str = "cpu",
+    ) -> None:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -71,7 +80,7 @@ class FluencyModels:
         both.to(self.device)
 
     @staticmethod
-    def needs(sbert_model, fluency_model):
+    def needs(sbert_model: str, fluency_model: str) -> dict[str, str]:
         """Metric -> what is missing for it; "" where nothing is."""
         detector = "" if fluency_model else NEEDS_DETECTOR
         sbert = "" if sbert_model else NEEDS_SBERT
@@ -83,7 +92,7 @@ class FluencyModels:
         }
 
     @staticmethod
-    def _check_pooling(folder):
+    def _check_pooling(folder: Path) -> None:
         path = folder / "1_Pooling" / "config.json"
         if path.is_file():
             text = path.read_text(encoding="utf-8")
@@ -92,7 +101,7 @@ class FluencyModels:
                     f"{path}: expected mean pooling (FENSE's encoder), found {text}"
                 )
 
-    def fluency_errors(self, captions):
+    def fluency_errors(self, captions: Sequence[str]) -> np.ndarray:
         """1.0 where the detector is surer than 0.9 of an error, else 0.0; (N,)."""
         torch = self._torch
         found = []
@@ -115,7 +124,9 @@ class FluencyModels:
             found.append((probability > ERROR_THRESHOLD).double().cpu().numpy())
         return np.concatenate(found) if found else np.zeros(0)
 
-    def similarity(self, captions, references):
+    def similarity(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """Mean cosine of each caption with its references; (N,) float64."""
         flat = [r for refs in references for r in refs]
         owner = np.repeat(np.arange(len(captions)), [len(r) for r in references])
@@ -128,9 +139,11 @@ class FluencyModels:
         sums = np.bincount(owner, weights=cosines, minlength=len(captions))
         return sums / np.bincount(owner, minlength=len(captions))
 
-    def _embed(self, texts):
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) unit length; mean over the tokens that are not padding."""
         torch = self._torch
+        sbert = self.sbert
+        assert sbert is not None, NEEDS_SBERT
         rows = []
         for start in range(0, len(texts), BATCH):
             inputs = self.sbert_tokenizer(
@@ -141,7 +154,7 @@ class FluencyModels:
                 return_tensors="pt",
             ).to(self.device)
             with torch.no_grad():
-                hidden = self.sbert(**inputs).last_hidden_state
+                hidden = sbert(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None].to(hidden.dtype)
             mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             rows.append(torch.nn.functional.normalize(mean, dim=-1).cpu().numpy())

@@ -4,10 +4,13 @@ Their jars come with pycocoevalcap; nothing of its Python code is imported, beca
 writes into site-packages and leaves processes behind.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +40,12 @@ class MeteorScorer:
         java: the Java executable.
     """
 
-    def __init__(self, java="java"):
+    def __init__(self, java: str = "java") -> None:
         jar = package_file(METEOR_JAR)
+        assert jar is not None, self.needs(java)
         command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-Duser.language=en"]
         command += ["-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             command,
             cwd=jar.parent,  # it looks for data/ beside itself
             stdin=subprocess.PIPE,
@@ -49,15 +53,19 @@ class MeteorScorer:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
         )
+        assert process.stdin is not None and process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
 
     @staticmethod
-    def needs(java="java"):
+    def needs(java: str = "java") -> str:
         """What is missing for METEOR on this machine; "" where nothing is."""
         if java_version(java) is None or package_file(METEOR_JAR) is None:
             return INSTALL
         return ""
 
-    def stats(self, hypotheses, references):
+    def stats(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """METEOR's statistics of each caption.
 
         Args:
@@ -86,34 +94,34 @@ class MeteorScorer:
             rows[i] = [float(v) for v in values]
         return rows
 
-    def evaluate(self, stats):
+    def evaluate(self, stats: np.ndarray) -> np.ndarray:
         """METEOR's own scores of (N, 23) statistics: N per caption, then the set's."""
         lines = [" ".join(f"{v:.1f}" for v in row) for row in stats]
         first = self._ask("EVAL ||| " + " ||| ".join(lines))
-        rest = [self._process.stdout.readline() for _ in lines]
+        rest = [self._stdout.readline() for _ in lines]
         return np.array([float(first), *map(float, rest)])
 
-    def _ask(self, line):
+    def _ask(self, line: str) -> str:
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            self._stdin.write(line + "\n")
+            self._stdin.flush()
         except BrokenPipeError:
             return ""
-        return self._process.stdout.readline().strip()
+        return self._stdout.readline().strip()
 
-    def close(self):
+    def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:
-            self._process.stdin.close()
+            self._stdin.close()
             try:
                 self._process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
 
 
-def spice_needs(jar="", java="java"):
+def spice_needs(jar: str = "", java: str = "java") -> str:
     """What is missing for SPICE on this machine; "" where nothing is."""
     path = Path(jar) if jar else package_file(SPICE_JAR)
     if java_version(java) is None or path is None or not path.is_file():
@@ -128,7 +136,12 @@ def spice_needs(jar="", java="java"):
     return ""
 
 
-def spice_scores(hypotheses, references, jar="", java="java"):
+def spice_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    jar: str = "",
+    java: str = "java",
+) -> np.ndarray | NotComputed:
     """SPICE F-score of each caption, or NotComputed.
 
     Args:
@@ -144,7 +157,8 @@ def spice_scores(hypotheses, references, jar="", java="java"):
     needs = spice_needs(jar, java)
     if needs:
         return NotComputed(needs)
-    jar = Path(jar) if jar else package_file(SPICE_JAR)
+    path = Path(jar) if jar else package_file(SPICE_JAR)
+    assert path is not None  # `needs` would be told
     items = [
         {"image_id": i, "test": h, "refs": r}
         for i, (h, r) in enumerate(zip(hypotheses, references, strict=True))
@@ -154,10 +168,10 @@ def spice_scores(hypotheses, references, jar="", java="java"):
         cache = Path(folder, "cache")
         cache.mkdir()
         source.write_text(json.dumps(items), encoding="utf-8")
-        command = [java, "-Xmx8G", "-jar", str(jar.resolve()), str(source)]
+        command = [java, "-Xmx8G", "-jar", str(path.resolve()), str(source)]
         command += ["-cache", str(cache), "-out", str(target), "-subset", "-silent"]
         done = subprocess.run(
-            command, cwd=jar.parent, capture_output=True, encoding="utf-8"
+            command, cwd=path.parent, capture_output=True, encoding="utf-8"
         )
         if done.returncode != 0 or not target.is_file():
             reason = re.findall(r"[\w.$]*(?:Exception|Error)[^\n]*", done.stderr)

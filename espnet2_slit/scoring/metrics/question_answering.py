@@ -1,7 +1,10 @@
 """Question answering: exact match after a stated normalisation, by named variant."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +16,7 @@ _PUNCTUATION = re.compile(r"[^\w\s']|_")
 YES_NO = frozenset({"yes", "no"})
 
 
-def normalise(answer):
+def normalise(answer: str) -> str:
     """The form in which two answers are compared.
 
     >>> normalise(" Yes. ")
@@ -47,7 +50,13 @@ class VariantScore:
 MIN_ROWS_PER_QUESTION = 5
 
 
-def exact_match(hypotheses, answers, questions, clips, kinds=None):
+def exact_match(
+    hypotheses: Sequence[str],
+    answers: Sequence[str],
+    questions: Sequence[str],
+    clips: Sequence[str],
+    kinds: Sequence[str] | None = None,
+) -> dict[str, VariantScore]:
     """Exact match of each variant and each question kind.
 
     Args:
@@ -84,12 +93,12 @@ def exact_match(hypotheses, answers, questions, clips, kinds=None):
     correct = np.array(
         [normalise(h) == t for h, t in zip(hypotheses, truth, strict=True)], dtype=float
     )
-    rows = {"all_rows": range(len(truth))}
+    rows = {"all_rows": list(range(len(truth)))}
     rows["binary"] = [i for i, a in enumerate(truth) if a in YES_NO]
     rows["single_word"] = [
         i for i, a in enumerate(truth) if a not in YES_NO and " " not in a
     ]
-    asked = defaultdict(list)
+    asked: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, (clip, question) in enumerate(zip(clips, questions, strict=True)):
         asked[clip, normalise(question)].append(i)
     if any(len(same) > 1 for same in asked.values()):
@@ -99,19 +108,25 @@ def exact_match(hypotheses, answers, questions, clips, kinds=None):
             if len(same) > 1 and len({truth[i] for i in same}) == 1
         ]
         rows["unanimous_binary"] = [i for i in rows["unanimous"] if truth[i] in YES_NO]
-    for kind in sorted(set(kinds or [])):
-        rows[f"kind:{kind}"] = [i for i, k in enumerate(kinds) if k == kind]
+    for i, kind in sorted(enumerate(kinds or []), key=lambda pair: pair[1]):
+        rows.setdefault(f"kind:{kind}", []).append(i)
 
     return {
-        name: _variant(list(chosen), correct, truth, questions, clips)
+        name: _variant(chosen, correct, truth, questions, clips)
         for name, chosen in rows.items()
         if len(chosen)
     }
 
 
-def _variant(chosen, correct, truth, questions, clips):
+def _variant(
+    chosen: list[int],
+    correct: np.ndarray,
+    truth: Sequence[str],
+    questions: Sequence[str],
+    clips: Sequence[str],
+) -> VariantScore:
     answers = Counter(truth[i] for i in chosen)
-    by_question = defaultdict(Counter)
+    by_question: dict[str, Counter[str]] = defaultdict(Counter)
     for i in chosen:
         by_question[normalise(questions[i])][truth[i]] += 1
     prior = sum(c.most_common(1)[0][1] for c in by_question.values()) / len(chosen)

@@ -4,11 +4,18 @@ Ties never help: among equal scores the wrong items are taken to come first, so 
 system that gives everything the same score retrieves nothing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from espnet2_slit.scoring.metrics.bootstrap import grouped_mean_items, median_items
+from espnet2_slit.scoring.metrics.bootstrap import (
+    Score,
+    grouped_mean_items,
+    median_items,
+)
 
 CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 10
@@ -29,14 +36,14 @@ class RetrievalScores:
             `gallery`.
     """
 
-    scores: dict
-    chance: dict
+    scores: dict[str, Score]
+    chance: dict[str, float]
     queries: int
     gallery: int
     ranks: np.ndarray
 
 
-def check_similarity(similarity, owner):
+def check_similarity(similarity: np.ndarray, owner: np.ndarray) -> None:
     """Refuse what cannot be ranked.
 
     Args:
@@ -66,7 +73,7 @@ def check_similarity(similarity, owner):
         )
 
 
-def relevant_ranks(scores, relevant):
+def relevant_ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """0-based ranks of the relevant items of each query.
 
     Args:
@@ -97,7 +104,7 @@ def relevant_ranks(scores, relevant):
     return ranks
 
 
-def text_to_audio(similarity, owner):
+def text_to_audio(similarity: np.ndarray, owner: np.ndarray) -> RetrievalScores:
     """Every text searches the audios; its own audio is the one relevant item.
 
     Args:
@@ -112,11 +119,10 @@ def text_to_audio(similarity, owner):
         ValueError: see `check_similarity`.
     """
     check_similarity(similarity, owner)
-    ranks = relevant_ranks(similarity, owner[:, None])
-    return _scores(ranks, owner, similarity.shape[1], np.ones(len(owner), int))
+    return ranked(similarity, owner[:, None], groups=owner)
 
 
-def audio_to_text(similarity, owner):
+def audio_to_text(similarity: np.ndarray, owner: np.ndarray) -> RetrievalScores:
     """Every audio searches the texts; its own texts are the relevant items.
 
     Args:
@@ -133,46 +139,93 @@ def audio_to_text(similarity, owner):
         ValueError: see `check_similarity`.
     """
     check_similarity(similarity, owner)
-    audios = similarity.shape[1]
-    number = np.bincount(owner, minlength=audios)
-    relevant = np.full((audios, number.max()), -1, dtype=np.int64)
-    order = np.argsort(owner, kind="stable")
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
-    relevant[owner[order], column] = order
-    ranks = relevant_ranks(np.ascontiguousarray(similarity.T), relevant)
-    return _scores(ranks, np.arange(audios), len(owner), number, fractions=True)
+    relevant = padded(owner, np.arange(len(owner)), similarity.shape[1])
+    return ranked(np.ascontiguousarray(similarity.T), relevant, shares=True)
 
 
-def _scores(ranks, groups, gallery, number, fractions=False):
-    """Metrics of (Q, P) ranks; `number` (Q,) relevant items of each query."""
-    queries = len(ranks)
+def padded(query: np.ndarray, item: np.ndarray, queries: int) -> np.ndarray:
+    """Pairs of query and relevant item as rows.
+
+    Args:
+        query: (K,) int below `queries`.
+        item: (K,) int, no pair twice.
+        queries: Q.
+
+    Returns:
+        (Q, P) int, the items of each query, -1 pads.
+    """
+    number = np.bincount(query, minlength=queries)
+    relevant = np.full((queries, number.max()), -1, dtype=np.int64)
+    order = np.argsort(query, kind="stable")
+    column = np.arange(len(query)) - np.repeat(np.cumsum(number) - number, number)
+    relevant[query[order], column] = item[order]
+    return relevant
+
+
+def ranked(
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    groups: np.ndarray | None = None,
+    shares: bool = False,
+    map_cutoffs: Sequence[int] = (MAP_CUTOFF,),
+) -> RetrievalScores:
+    """Scores of queries with one or several relevant items each.
+
+    Args:
+        scores: (Q, G) score of each gallery item, higher is better.
+        relevant: (Q, P) int, gallery positions, at least one a query; -1 pads.
+        groups: (Q,) int, queries of one group are resampled together; None: each alone.
+        shares: also dcase_recall_at_k, the share of the relevant items in the first k.
+        map_cutoffs: k of map_at_k: precision at each hit in the first k, summed,
+            divided by min(relevant items, k).
+
+    Returns:
+        RetrievalScores: recall_at_k (any relevant item among the first k), median_rank
+        of the best one, map_at_k.
+
+    Raises:
+        ValueError: NaN, or a query without a relevant item.
+    """
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"expected numbers, found {int(np.isnan(scores).sum())} NaN among "
+            f"{scores.size} similarities"
+        )
+    number = (relevant >= 0).sum(axis=1)
+    if not number.all():
+        raise ValueError(
+            f"expected a relevant item for each of {len(number)} queries, found "
+            f"{int((number == 0).sum())} without"
+        )
+    ranks = relevant_ranks(scores, relevant)
+    gallery = scores.shape[1]
+    groups = np.arange(len(ranks)) if groups is None else groups
     num_groups = int(groups.max()) + 1
     best = ranks[:, 0]
+    found: dict[str, Score] = {}
+    chance = {}
 
-    def mean(values):
-        return grouped_mean_items(values, groups, num_groups)
+    def add(name: str, values: np.ndarray, expected: float) -> None:
+        found[name] = grouped_mean_items(values, groups, num_groups)
+        chance[name] = expected
 
-    scores, chance = {}, {}
     for k in CUTOFFS:
-        scores[f"recall_at_{k}"] = mean((best < k).astype(float))
-        chance[f"recall_at_{k}"] = float(np.mean(_any_by_chance(number, gallery, k)))
-    if fractions:
-        for k in CUTOFFS:
-            name = f"dcase_recall_at_{k}"
-            found = ranks < min(k, gallery)  # padding has the rank `gallery`
-            scores[name] = mean(found.sum(axis=1) / number)
-            chance[name] = min(1.0, k / gallery)
-    scores["median_rank"] = median_items(best + 1.0, groups)
+        expected = float(np.mean(_any_by_chance(number, gallery, k)))
+        add(f"recall_at_{k}", (best < k).astype(float), expected)
+    for k in CUTOFFS if shares else ():
+        share = (ranks < min(k, gallery)).sum(axis=1) / number  # padding: `gallery`
+        add(f"dcase_recall_at_{k}", share, min(1.0, k / gallery))
+    found["median_rank"] = median_items(best + 1.0, groups)
     chance["median_rank"] = _median_by_chance(number, gallery)
     hits = np.arange(1, ranks.shape[1] + 1) / (ranks + 1)
-    found = ranks < min(MAP_CUTOFF, gallery)
-    precision = np.where(found, hits, 0.0).sum(axis=1)
-    scores["map_at_10"] = mean(precision / np.minimum(number, MAP_CUTOFF))
-    chance["map_at_10"] = float(np.mean(_map_by_chance(number, gallery)))
-    return RetrievalScores(scores, chance, queries, gallery, ranks)
+    for k in map_cutoffs:
+        precision = np.where(ranks < min(k, gallery), hits, 0.0).sum(axis=1)
+        expected = float(np.mean(_map_by_chance(number, gallery, k)))
+        add(f"map_at_{k}", precision / np.minimum(number, k), expected)
+    return RetrievalScores(found, chance, len(ranks), gallery, ranks)
 
 
-def _any_by_chance(number, gallery, k):
+def _any_by_chance(number: np.ndarray, gallery: int, k: int) -> np.ndarray:
     """P(one of `number` relevant items among the first k), (Q,)."""
     missing = np.ones(len(number))
     for i in range(min(k, gallery)):
@@ -180,7 +233,7 @@ def _any_by_chance(number, gallery, k):
     return 1 - missing
 
 
-def _median_by_chance(number, gallery):
+def _median_by_chance(number: np.ndarray, gallery: int) -> float:
     """Median of the best rank under a random order, 1-based."""
     values, counts = np.unique(number, return_counts=True)
     missing = np.ones(len(values))
@@ -191,10 +244,10 @@ def _median_by_chance(number, gallery):
     return float(gallery)
 
 
-def _map_by_chance(number, gallery):
-    """Expected map_at_10 under a random order, (Q,)."""
+def _map_by_chance(number: np.ndarray, gallery: int, k: int) -> np.ndarray:
+    """Expected map_at_k under a random order, (Q,)."""
     total = np.zeros(len(number))
-    for rank in range(1, min(MAP_CUTOFF, gallery) + 1):
+    for rank in range(1, min(k, gallery) + 1):
         earlier = (rank - 1) * (number - 1) / max(1, gallery - 1)
         total += number / gallery * (1 + earlier) / rank
-    return total / np.minimum(number, MAP_CUTOFF)
+    return total / np.minimum(number, k)

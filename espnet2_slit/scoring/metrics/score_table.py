@@ -4,16 +4,25 @@ One row is one number. `scores.json` holds the rows, `items.npz` the per-item st
 behind them, from which two systems are compared later.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from espnet2_slit.scoring.metrics.bootstrap import Items, NotComputed, intervals
+from espnet2_slit.scoring.metrics.bootstrap import (
+    Items,
+    NotComputed,
+    Score,
+    intervals,
+)
 
 SCHEMA = 1
 TASKS = ("caption", "retrieval", "question_answering", "classification")
@@ -58,12 +67,12 @@ class Row:
     n: int
     low: float | None
     high: float | None
-    protocol: dict
+    protocol: dict[str, Any]
     note: str = ""
     key: str = ""
 
     @property
-    def where(self):
+    def where(self) -> str:
         """The part of the key between task and metric, e.g. direction and ranking."""
         return "/".join(self.key.split("/")[2:-1])
 
@@ -81,11 +90,23 @@ class ScoreTable:
     system: str
     resamples: int = 1000
     seed: int = 0
-    rows: list = field(default_factory=list)
-    items: dict = field(default_factory=dict)  # key -> (Items, (U,) unit ids)
-    details: dict = field(default_factory=dict)  # set -> what is not one number
+    rows: list[Row] = field(default_factory=list)
+    # key -> (Items, (U,) unit ids)
+    items: dict[str, tuple[Items, np.ndarray]] = field(default_factory=dict)
+    # set -> task -> what is not one number
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, set_name, task, where, scores, protocol, n, units, chance=None):
+    def add(
+        self,
+        set_name: str,
+        task: str,
+        where: Sequence[str],
+        scores: Mapping[str, Score],
+        protocol: Mapping[str, Any],
+        n: int,
+        units: Collection[str] | np.ndarray,
+        chance: Mapping[str, float | None] | None = None,
+    ) -> None:
         """Add a group of scores over the same items.
 
         Args:
@@ -107,7 +128,7 @@ class ScoreTable:
                 strict=True,
             )
         )
-        units = np.asarray(units, dtype=np.str_)
+        unit_ids = np.asarray(list(units), dtype=np.str_)
         for metric, score in scores.items():
             key = "/".join([set_name, task, *where, metric])
             low, high = found.get(metric, (None, None))
@@ -116,12 +137,12 @@ class ScoreTable:
                 note = f"not computed: needs {score.needs}"
             elif isinstance(score, Items):
                 value = score.value
-                if len(units) != score.num_units:
+                if len(unit_ids) != score.num_units:
                     raise ValueError(
                         f"{key}: expected an id for each of {score.num_units} units, "
-                        f"found {len(units)}"
+                        f"found {len(unit_ids)}"
                     )
-                self.items[key] = (score, units)
+                self.items[key] = (score, unit_ids)
             else:
                 value = float(score)
             expected = (chance or {}).get(metric)
@@ -141,14 +162,16 @@ class ScoreTable:
                 )
             )
 
-    def add_missing(self, set_name, task, needs, protocol):
+    def add_missing(
+        self, set_name: str, task: str, needs: str, protocol: Mapping[str, Any]
+    ) -> None:
         """Add one row for a task that could not be scored at all."""
         row = Row(set_name, task, "all", None, None, 0, None, None, dict(protocol))
         row.note = f"not computed: needs {needs}"
         row.key = f"{set_name}/{task}/all"
         self.rows.append(row)
 
-    def row(self, key):
+    def row(self, key: str) -> Row:
         """The row of a key.
 
         Raises:
@@ -159,7 +182,7 @@ class ScoreTable:
                 return row
         raise KeyError(f"no row {key!r}; found {[r.key for r in self.rows]}")
 
-    def to_json(self, **more):
+    def to_json(self, **more: Any) -> dict[str, Any]:
         """The content of scores.json as plain values."""
         return {
             "schema": SCHEMA,
@@ -176,7 +199,7 @@ class ScoreTable:
         }
 
 
-def write_atomically(path, data):
+def write_atomically(path: Path, data: str | bytes) -> None:
     """Write bytes or text so that the file is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +218,7 @@ def write_atomically(path, data):
         raise
 
 
-def write_scores(path, table, **more):
+def write_scores(path: Path, table: ScoreTable, **more: Any) -> None:
     """Write scores.json.
 
     Args:
@@ -207,7 +230,7 @@ def write_scores(path, table, **more):
     write_atomically(path, text + "\n")
 
 
-def read_scores(path):
+def read_scores(path: Path) -> tuple[ScoreTable, dict[str, Any]]:
     """Read scores.json.
 
     Returns:
@@ -245,9 +268,11 @@ def read_scores(path):
     return table, content
 
 
-def write_items(path, table):
+def write_items(path: Path, table: ScoreTable) -> None:
     """Write items.npz: the statistics of every row that has them, without pickles."""
-    arrays, index, unit_names = {}, {}, {}
+    arrays: dict[str, Any] = {}
+    index: dict[str, dict[str, str]] = {}
+    unit_names: dict[bytes, str] = {}
     stats_names: dict[int, str] = {}
     for key, (items, units) in table.items.items():
         unit_key = units.tobytes() + str(units.dtype).encode()
@@ -271,7 +296,7 @@ def write_items(path, table):
     os.replace(temporary, path)
 
 
-def read_items(path):
+def read_items(path: Path) -> dict[str, tuple[Items, np.ndarray]]:
     """Read items.npz.
 
     Returns:
@@ -298,12 +323,12 @@ def read_items(path):
 # ----------------------------------------------------------------------------- text
 
 
-def is_percent(metric):
+def is_percent(metric: str) -> bool:
     """Whether a metric is shown in percent."""
     return metric.startswith(PERCENT)
 
 
-def show(metric, value):
+def show(metric: str, value: float | None) -> str:
     """A value as tables print it: percent with one decimal, else three digits."""
     if value is None:
         return "–"
@@ -316,7 +341,7 @@ def show(metric, value):
     return f"{value:.3f}"
 
 
-def title(metric):
+def title(metric: str) -> str:
     """A metric's column title, with its unit."""
     names = {
         "recall_at_": "R@",
@@ -350,7 +375,7 @@ def title(metric):
     return text + (" %" if is_percent(metric) else "")
 
 
-def _cell(row):
+def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     if row.value is None:
@@ -363,56 +388,97 @@ def _cell(row):
     return text
 
 
-def escape_markdown(text):
+def escape_markdown(text: object) -> str:
     """Text for a table cell."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def markdown_tables(table, peers=()):
+@dataclass(frozen=True)
+class TaskTable:
+    """The scores of one task, ready to be drawn.
+
+    Attributes:
+        task: one of `TASKS`.
+        metrics: its columns; those that no system has a value of are left out.
+        lines: (system, set, where, N, row of each metric or None).
+    """
+
+    task: str
+    metrics: list[str]
+    lines: list[tuple[str, str, str, int, list[Row | None]]]
+
+
+def task_tables(table: ScoreTable, peers: Sequence[ScoreTable] = ()) -> list[TaskTable]:
+    """The tables of the tasks that a system has scores of.
+
+    Args:
+        table: of the system.
+        peers: of others, whose lines stand beside.
+
+    Returns:
+        One TaskTable a task, in the order of `TASKS`.
+    """
+    result = []
+    for task in TASKS:
+        systems = [(t, [r for r in t.rows if r.task == task]) for t in (table, *peers)]
+        if not systems[0][1]:
+            continue
+        rows = [row for _, found in systems for row in found]
+        computed = {row.metric for row in rows if row.value is not None}
+        metrics = [
+            m
+            for m in dict.fromkeys(row.metric for row in rows)
+            if m in computed and m not in NOT_TABLED
+        ]
+        lines = []
+        for set_name, where in dict.fromkeys((row.set, row.where) for row in rows):
+            for system, found in systems:
+                here = [r for r in found if (r.set, r.where) == (set_name, where)]
+                with_value = [row for row in here if row.value is not None]
+                if with_value:
+                    by_metric = {row.metric: row for row in here}
+                    cells = [by_metric.get(m) for m in metrics]
+                    n = with_value[0].n
+                    lines.append((system.system, set_name, where, n, cells))
+        result.append(TaskTable(task, metrics, lines))
+    return result
+
+
+def not_computed(table: ScoreTable) -> dict[str, list[str]]:
+    """What a score needs -> keys of the rows that lack it."""
+    missing: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.note:
+            missing.setdefault(row.note, []).append(row.key)
+    return missing
+
+
+def markdown_tables(table: ScoreTable, peers: Sequence[ScoreTable] = ()) -> str:
     """The tables of RESULTS.md.
 
     Args:
-        table: ScoreTable.
-        peers: other ScoreTables, shown as further rows of the same tables.
+        table: of the system.
+        peers: of others, shown as further rows of the same tables.
 
     Returns:
         Markdown. A cell reads **score** [95 % interval] (chance).
     """
     lines = []
-    for task in TASKS:
-        systems = [(t, [r for r in t.rows if r.task == task]) for t in (table, *peers)]
-        rows = systems[0][1]
-        if not rows:
-            continue
-        metrics = [
-            m
-            for m in dict.fromkeys(r.metric for _, found in systems for r in found)
-            if m not in NOT_TABLED
-            and any(r.value is not None for _, f in systems for r in f if r.metric == m)
-        ]
-        lines += [f"### {TASK_TITLES[task]}", ""]
-        if metrics:
-            head = ["dataset", "what", "N", *map(title, metrics)]
+    for one in task_tables(table, peers):
+        lines += [f"### {TASK_TITLES[one.task]}", ""]
+        if one.metrics:
+            head = ["dataset", "what", "N", *map(title, one.metrics)]
             if peers:
                 head.insert(0, "system")
             lines += ["|" + "|".join(head) + "|", "|" + "---|" * len(head)]
-        groups = dict.fromkeys((r.set, r.where) for _, f in systems for r in f)
-        for group in groups:
-            for other, found in systems:
-                here = {r.metric: r for r in found if (r.set, r.where) == group}
-                if not any(r.value is not None for r in here.values()):
-                    continue
-                first = next(iter(here.values()))
-                cells = [escape_markdown(group[0]), escape_markdown(group[1])]
-                cells += [str(first.n), *(_cell(here.get(m)) for m in metrics)]
-                if peers:
-                    cells.insert(0, escape_markdown(other.system))
-                lines.append("|" + "|".join(cells) + "|")
+        for system, set_name, where, n, rows in one.lines:
+            cells = [escape_markdown(set_name), escape_markdown(where), str(n)]
+            cells += [_cell(row) for row in rows]
+            if peers:
+                cells.insert(0, escape_markdown(system))
+            lines.append("|" + "|".join(cells) + "|")
         lines += [""]
-    missing = {}
-    for row in table.rows:
-        if row.note:
-            missing.setdefault(row.note, []).append(row.key)
+    missing = not_computed(table)
     if missing:
         lines += ["### Not computed", ""]
         for note, keys in missing.items():
@@ -423,7 +489,7 @@ def markdown_tables(table, peers=()):
     return "\n".join(lines)
 
 
-def protocol_lines(table):
+def protocol_lines(table: ScoreTable) -> str:
     """One Markdown list of what each group of rows was scored with."""
     lines, seen = [], set()
     for row in table.rows:

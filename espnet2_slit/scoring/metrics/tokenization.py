@@ -5,11 +5,14 @@ punctuation removed, as made by Stanford CoreNLP 3.4.1. Without Java, `python` s
 one regular expression; scores name which of the two was used.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 # What the COCO tokenizer drops after tokenising. Its brackets are in capitals, the
@@ -55,19 +58,19 @@ _REWRITTEN = {
 }
 
 
-def package_file(relative):
+def package_file(relative: str) -> Path | None:
     """Path of a file of pycocoevalcap, or None; nothing of it is imported."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None:
         return None
-    for folder in spec.submodule_search_locations:
+    for folder in spec.submodule_search_locations or ():
         path = Path(folder) / relative
         if path.is_file():
             return path
     return None
 
 
-def java_version(java="java"):
+def java_version(java: str = "java") -> int | None:
     """Major version of the Java runtime, or None where there is none."""
     if shutil.which(java) is None:
         return None
@@ -76,14 +79,16 @@ def java_version(java="java"):
     return int(found.group(1)) if found else None
 
 
-def choose_tokenizer(java="java"):
+def choose_tokenizer(java: str = "java") -> str:
     """`ptb_java` where Java and its jar are there, else `python`."""
     if shutil.which(java) is not None and package_file(PTB_JAR) is not None:
         return "ptb_java"
     return "python"
 
 
-def tokenize(captions, tokenizer="auto", java="java"):
+def tokenize(
+    captions: Sequence[str], tokenizer: str = "auto", java: str = "java"
+) -> tuple[list[list[str]], str]:
     """Tokens of each caption, lower-cased, without punctuation.
 
     Args:
@@ -110,7 +115,7 @@ def tokenize(captions, tokenizer="auto", java="java"):
     )
 
 
-def _tokenize_python(caption, word):
+def _tokenize_python(caption: str, word: dict[str, str]) -> list[str]:
     tokens = []
     text = caption.lower().replace("’", "'").replace("`", "'")
     for token in _TOKEN.findall(text):
@@ -119,7 +124,7 @@ def _tokenize_python(caption, word):
     return [word.setdefault(t, t) for t in kept]
 
 
-def _tokenize_ptb_java(captions, java):
+def _tokenize_ptb_java(captions: Sequence[str], java: str) -> list[list[str]]:
     jar = package_file(PTB_JAR)
     if jar is None or shutil.which(java) is None:
         raise RuntimeError(

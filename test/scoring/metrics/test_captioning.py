@@ -1,7 +1,6 @@
 import json
 import math
 import stat
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -187,32 +186,6 @@ def test_large_vocabulary_does_not_overflow():
     scores = ngram_scores(hyp, [[h] for h in hyp])
     np.testing.assert_allclose(scores["cider_d"], 10)
     assert Items("bleu_4", scores["bleu"]).value == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("part_size", [1, 7, 200])
-def test_scores_do_not_depend_on_the_size_of_the_parts(tokens, part_size):
-    hyp, refs = tokens
-    found, whole = ngram_scores(hyp, refs, part_size), ngram_scores(hyp, refs)
-    assert np.array_equal(found["bleu"], whole["bleu"])
-    np.testing.assert_allclose(found["cider_d"], whole["cider_d"], rtol=1e-12)
-
-
-def test_memory_is_that_of_a_part():
-    """The n-grams of one part are in memory, not those of the whole set."""
-
-    def added_bytes(clips, part_size):
-        generator = np.random.RandomState(0)
-        words = [f"w{i}" for i in range(500)]
-        rows = generator.zipf(1.3, (6 * clips, 12)) % len(words)
-        sentences = [[words[i] for i in row] for row in rows]
-        hyp, refs = sentences[:clips], [sentences[i::clips] for i in range(clips)]
-        tracemalloc.start()
-        ngram_scores(hyp, [r[1:] for r in refs], part_size)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak / (clips * 6 * 12)  # bytes a token
-
-    assert added_bytes(4_000, 10_000) < added_bytes(4_000, 10**9) / 3
 
 
 # ------------------------------------------------------------------ programs and models

@@ -19,32 +19,27 @@ import sys
 import tempfile
 import time
 
+from espnet2_slit.scoring import train_log
+
 EVERY_S = 10.0  # between two lines about the same stretch of work
-NUMBER = r"([-+.\de]+|nan|inf)"
-EPOCH = re.compile(r"(\d+)epoch results: (.*)")
-STEP = re.compile(r"(\d+)epoch:train:(\d+)-(\d+)batch: (.*)")
-LOSS = re.compile(rf"\bloss={NUMBER}")
 COUNTING = re.compile(r"(?:INFO|WARNING): (.*\b\d[\d,]* of \d[\d,]*\b.*)")
 ABOUT = re.compile(r"There are no improvements|model parameters|Number of parameters")
 
 
 def milestone(line):
     """(kind, text) of a log line worth showing, else None."""
-    found = EPOCH.search(line)
-    if found:
-        parts = dict(re.findall(r"\[(train|valid)\] ([^\[]*)", found[2]))
+    found = train_log.parse_line(line)
+    if isinstance(found, train_log.Epoch):
         shown = [
-            f"{name} loss {LOSS.search(parts[name])[1]}"
+            f"{name} loss {found.values[name]['loss']:g}"
             for name in ("train", "valid")
-            if name in parts and LOSS.search(parts[name])
+            if "loss" in found.values.get(name, {})
         ]
-        took = re.search(r"\[train\].*? time=([^,]*)", found[2])
-        after = f" ({took[1]})" if took else ""
-        return "epoch", f"epoch {found[1]}: {', '.join(shown)}{after}"
-    found = STEP.search(line)
-    if found and LOSS.search(found[4]):
-        loss = LOSS.search(found[4])[1]
-        return "step", f"epoch {found[1]}, step {found[3]}: loss {loss}"
+        after = f" ({found.took})" if found.took else ""
+        return "epoch", f"epoch {found.number}: {', '.join(shown)}{after}"
+    if isinstance(found, train_log.Step) and "loss" in found.values:
+        loss = f"{found.values['loss']:g}"
+        return "step", f"epoch {found.epoch}, step {found.batch}: loss {loss}"
     found = COUNTING.search(line)
     if found and not ABOUT.search(line):
         return "step", found[1].strip()

@@ -1,0 +1,104 @@
+"""Scores of the captions of a set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from espnet2_slit.data.kaldi_dir import read_map
+from espnet2_slit.scoring.metrics.bootstrap import Items, Score
+from espnet2_slit.scoring.metrics.captioning import CaptionOptions, score_captions
+from espnet2_slit.scoring.read import (
+    EXAMPLES,
+    TaskOfSet,
+    check_ids,
+    read_references,
+    spread,
+)
+
+CHANCE = "a reference of another, random clip of the set"
+
+
+def score(task: TaskOfSet) -> None:
+    """Add the scores of `id caption` lines.
+
+    Raises:
+        ScoringError: ids differ from the data's.
+    """
+    path = task.file("text")
+    found, references = read_map(path), read_references(task.data_dir)
+    check_ids(references, found, task.data_dir, path)
+    ids = sorted(references)
+    hypotheses = [found[i] for i in ids]
+    wanted = [references[i] for i in ids]
+    result = score_captions(hypotheses, wanted, task.options)
+    counts = Counter(len(r) for r in wanted)
+    protocol = {
+        "tokenizer": result.tokenizer,
+        "references_per_clip": ", ".join(map(str, sorted(counts))),
+        "empty_hypotheses": result.empty,
+        "cider_d_document_frequency": "these references",
+        "resampled": "clips",
+        "chance": CHANCE,
+    }
+    chance = caption_chance(wanted, task.table.seed, task.options)
+    task.add((), result.scores, protocol, len(ids), ids, chance)
+    task.keep(_examples(ids, hypotheses, wanted, result.scores))
+
+
+def caption_chance(
+    references: list[list[str]], seed: int, options: CaptionOptions
+) -> dict[str, float]:
+    """Scores of a system that captions each clip with a reference of another one.
+
+    Args:
+        references: N lists of captions.
+        seed: of the choice.
+        options: SPICE and FENSE are left out.
+
+    Returns:
+        metric -> value; {} with fewer than two clips.
+    """
+    clips = len(references)
+    if clips < 2:
+        return {}
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(clips)
+    donor = np.empty(clips, dtype=np.int64)
+    donor[order] = np.roll(order, 1)  # one cycle: no clip gets its own
+    chosen = [
+        references[d][generator.integers(len(references[d]))] for d in donor.tolist()
+    ]
+    result = score_captions(chosen, references, options.quick())
+    return {
+        metric: score.value
+        for metric, score in result.scores.items()
+        if isinstance(score, Items)
+    }
+
+
+def _examples(
+    ids: list[str],
+    hypotheses: list[str],
+    references: list[list[str]],
+    scores: Mapping[str, Score],
+) -> list[dict[str, Any]]:
+    """The best, the middle and the worst by CIDEr-D (one clip: by ROUGE-L)."""
+    ranked = scores["cider_d"]
+    if not isinstance(ranked, Items):
+        ranked = scores["rouge_l"]
+    assert isinstance(ranked, Items)
+    value = ranked.stats[:, 0]
+    order = np.argsort(-value, kind="stable")
+    return [
+        {
+            "id": ids[i],
+            "hypothesis": hypotheses[i],
+            "references": references[i],
+            "score": float(value[i]),
+        }
+        for i in order[spread(len(order), EXAMPLES)].tolist()
+    ]

@@ -1,0 +1,195 @@
+"""What ESPnet's trainer writes into train.log, read in one place.
+
+Curves by epoch, values by training step, and whether a stage has learned anything.
+Nothing but the standard library is imported, so that a script that follows a running
+training starts at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STAGES = ("representation", "generative", "instruction")
+# "3epoch results: [train] loss=1.2, ... [valid] loss=1.3, ..."
+EPOCH_LINE = re.compile(r"(\d+)epoch results: (.*)")
+# "2epoch:train:51-100batch: iter_time=0.03, loss=4.2, ..."
+STEP_LINE = re.compile(r"(\d+)epoch:train:\d+-(\d+)batch: (.*)")
+VALUE = re.compile(r"(\w+)=(nan|-?inf|[-+]?\d[\d.]*(?:e[-+]?\d+)?)(?=,|$)")
+DURATION = re.compile(r"(?:^|[ ,])time=([^,]*)")
+# Stats that ESPnet's reporter mixes among the model's own.
+NOT_A_CURVE = re.compile(
+    r"(^|_)time$|^total_count$|^gpu_|^clip$|^grad_norm$|^loss_scale$|_lr\d+$|^lr"
+)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One `epoch results` line.
+
+    Attributes:
+        number: of the epoch, from 1.
+        values: section (train, valid) -> stat -> value.
+        took: ESPnet's words for how long training took, or "".
+    """
+
+    number: int
+    values: dict[str, dict[str, float]]
+    took: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a running epoch: means since the line before.
+
+    Attributes:
+        epoch: from 1.
+        batch: last batch of the line, from 1.
+        values: stat -> value.
+    """
+
+    epoch: int
+    batch: int
+    values: dict[str, float]
+
+
+@dataclass
+class Stage:
+    """Learning curves of one training stage.
+
+    Attributes:
+        name: of the experiment folder.
+        curves: stat -> {"train" | "valid": {epoch: value}}.
+        note: why there are none, or "".
+    """
+
+    name: str
+    curves: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    note: str = ""
+
+
+def parse_line(line: str) -> Epoch | Step | None:
+    """What a line of train.log says of training; None: nothing."""
+    found = EPOCH_LINE.search(line)
+    if found:
+        parts = re.split(r"\[(\w+)\] ", found[2])
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        took = DURATION.search(sections.get("train", ""))
+        values = {name: _values(text) for name, text in sections.items()}
+        return Epoch(int(found[1]), values, took[1] if took else "")
+    found = STEP_LINE.search(line)
+    if found:
+        return Step(int(found[1]), int(found[2]), _values(found[3]))
+    return None
+
+
+def _values(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in VALUE.findall(text)}
+
+
+def read_lines_of(path: Path) -> Iterator[Epoch | Step]:
+    """Epochs and steps of a log, in its order."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            found = parse_line(line)
+            if found is not None:
+                yield found
+
+
+def read_training_log(folder: Path) -> Stage:
+    """Learning curves from the logs ESPnet writes.
+
+    Args:
+        folder: experiment folder with train.log; train.1.log, ... are older runs of the
+            same training, whose epochs are kept unless a later run repeats them.
+
+    Returns:
+        Stage.
+    """
+    folder = Path(folder)
+    stage = Stage(folder.name)
+    logs = [p for p in (*_older_logs(folder), folder / "train.log") if p.is_file()]
+    if not logs:
+        stage.note = f"no train.log in {folder}"
+        return stage
+    for path in logs:
+        for epoch in read_lines_of(path):
+            if isinstance(epoch, Epoch):
+                _add_epoch(stage, epoch)
+    if not stage.curves:
+        stage.note = f"{folder / 'train.log'} has no finished epoch"
+    return stage
+
+
+def _older_logs(folder: Path) -> list[Path]:
+    """train.<n>.log, oldest first."""
+
+    def number(path: Path) -> int:
+        suffix = path.suffixes[0][1:]
+        return int(suffix) if suffix.isdigit() else 0
+
+    return sorted(folder.glob("train.*.log"), key=number, reverse=True)
+
+
+def _add_epoch(stage: Stage, epoch: Epoch) -> None:
+    for section in ("train", "valid"):
+        for name, value in epoch.values.get(section, {}).items():
+            if not NOT_A_CURVE.search(name):
+                curve = stage.curves.setdefault(name, {}).setdefault(section, {})
+                curve[epoch.number] = value
+
+
+def training_stages(
+    decode_dir: Path | None = None, exp_dirs: Iterable[Path] | None = None
+) -> list[Stage]:
+    """Curves of the folders given, else of the decoded experiment's three stages.
+
+    Args:
+        decode_dir: `exp/<tag>_instruction/decode_x`; `<tag>_representation` and
+            `<tag>_generative` beside it belong to the same system.
+        exp_dirs: folders, or None.
+
+    Returns:
+        One Stage a folder.
+    """
+    if exp_dirs is None:
+        exp_dirs = experiment_folders(decode_dir) if decode_dir is not None else []
+    return [read_training_log(folder) for folder in exp_dirs]
+
+
+def experiment_folders(decode_dir: Path) -> list[Path]:
+    """The training folders of a decoded experiment, in the order of the stages."""
+    experiment = Path(decode_dir).resolve().parent
+    tag = re.sub(rf"_({'|'.join(STAGES)})$", "", experiment.name)
+    siblings = [experiment.parent / f"{tag}_{stage}" for stage in STAGES]
+    return [p for p in siblings if p.is_dir()] or [experiment]
+
+
+def read_steps(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Values of a log as they were printed.
+
+    Args:
+        path: train.log of an ESPnet training.
+
+    Returns:
+        {value: [(step, mean since the line before), ...]}; steps go on over the epochs,
+        without those after an epoch's last line.
+
+    Raises:
+        ValueError: no line with values in it.
+    """
+    steps: Sequence[Step] = [s for s in read_lines_of(path) if isinstance(s, Step)]
+    if not steps:
+        raise ValueError(
+            f"{path}: expected lines such as '1epoch:train:1-50batch: loss=...', found"
+            " none. Is it the train.log of a training, with a --log_interval?"
+        )
+    longest = max(step.batch for step in steps)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step in steps:
+        for name, value in step.values.items():
+            at = (step.epoch - 1) * longest + step.batch
+            curves.setdefault(name, []).append((at, value))
+    return curves
