@@ -13,7 +13,6 @@ from typing import Any, Callable, Collection, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
-import yaml
 from typeguard import typechecked
 
 from espnet2_slit.common import compat
@@ -24,6 +23,7 @@ from espnet2_slit.common.checkpoint import (
     read_training_config,
     read_weights,
 )
+from espnet2_slit.common.files import read_yaml
 from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.data.feature_cache import check_features, identity_differences
 from espnet2_slit.data.preprocessor import (
@@ -583,14 +583,9 @@ class SLITTask(AbsTask):
                 f"{config_file}: expected the config.yaml of a training, found "
                 "nothing. It lies in the experiment folder, beside the model file."
             )
-        with config_file.open(encoding="utf-8") as stream:
-            options = yaml.safe_load(stream)
+        options = read_yaml(config_file, "Give the one that training wrote.")
         needed = ("model", "model_conf", "qformer_conf", *IDENTITIES)
-        absent = (
-            [name for name in needed if name not in options]
-            if isinstance(options, dict)
-            else needed
-        )
+        absent = [name for name in needed if name not in options]
         if absent:
             raise ValueError(
                 f"{config_file}: expected the config.yaml of a SLIT training, found "

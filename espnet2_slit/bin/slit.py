@@ -199,7 +199,7 @@ def bar(total, unit="file"):
 def lines_of(values):
     """Values of the command line, or the lines of the one file they name."""
     if len(values) == 1 and Path(values[0]).is_file():
-        from espnet2_slit.data.kaldi_dir import read_lines
+        from espnet2_slit.common.files import read_lines
 
         return read_lines(values[0])
     return values
@@ -327,7 +327,7 @@ def embed(args):
         args.parser.error("give files, --texts, or both")
     import numpy as np
 
-    from espnet2_slit.data.feature_cache import atomic_binary
+    from espnet2_slit.common.files import atomic
 
     slit = load(args)
     content = {}
@@ -341,7 +341,7 @@ def embed(args):
         content["text"] = slit.embed_text(args.texts)
     if not content:
         return 1
-    with atomic_binary(Path(args.output)) as stream:
+    with atomic(Path(args.output)) as stream:
         np.savez(stream, **content)
     shapes = {name: list(array.shape) for name, array in content.items()}
     if args.json:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from espnet2_slit.data import edit, kaldi_dir, validate, writer
+from espnet2_slit.common.files import write_json
+from espnet2_slit.data import edit, kaldi_dir, validate
 from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.report import Report
 
@@ -186,7 +186,7 @@ def _leakage(args) -> int:
         print(row.line())
     if args.report:
         facts = [asdict(row) for row in rows]
-        writer.write_atomically(args.report, [json.dumps(facts, indent=1)])
+        write_json(args.report, facts)
     if args.drop is not None:
         for folder in args.train:
             shared = {key for r in rows if r.train == str(folder) for key in r.samples}

@@ -6,10 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
-import yaml
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool
 
+from espnet2_slit.common.files import read_yaml
 from espnet2_slit.data import feature_cache, kaldi_matrix
 
 
@@ -96,19 +96,11 @@ def encoder_options(args):
     """(name, keywords) of the encoder, from the YAML and the command line."""
     config = {}
     if args.config:
-        try:
-            with open(args.config, encoding="utf-8") as stream:
-                config = yaml.safe_load(stream) or {}
-        except yaml.YAMLError as error:
-            raise kaldi_matrix.FeatureCacheError(
-                f"{args.config}: expected YAML of plain values, found {error}."
-                " Correct it."
-            ) from error
-        if not isinstance(config, dict):
-            raise kaldi_matrix.FeatureCacheError(
-                f"{args.config}: expected lines `key: value`, found"
-                f" {type(config).__name__}. Give a training configuration."
-            )
+        config = read_yaml(
+            args.config,
+            "Give a training configuration.",
+            kaldi_matrix.FeatureCacheError,
+        )
     name = args.audio_encoder or config.get("audio_encoder")
     if not name:
         raise kaldi_matrix.FeatureCacheError(

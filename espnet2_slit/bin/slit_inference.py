@@ -126,7 +126,7 @@ def device_of(args):
 def labels_of(values):
     """Labels from the command line, or from the lines of one file."""
     if len(values) == 1 and Path(values[0]).is_file():
-        from espnet2_slit.data.kaldi_dir import read_lines
+        from espnet2_slit.common.files import read_lines
 
         return read_lines(values[0])
     return values

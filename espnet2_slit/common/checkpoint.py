@@ -19,6 +19,8 @@ from typing import Any, Iterable, Iterator, Optional, Sequence
 import numpy as np
 import torch
 
+from espnet2_slit.common.files import UNFINISHED, atomic
+
 # Beside tensors, ESPnet's checkpoint.pth holds its reporter: numbers and durations.
 _CHECKPOINT_GLOBALS = [
     datetime.timedelta,
@@ -351,18 +353,8 @@ def atomic_torch_save() -> Iterator[None]:
         if not isinstance(f, (str, os.PathLike)):
             original(obj, f, *args, **kwargs)
             return
-        final = Path(f)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                original(obj, stream, *args, **kwargs)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(final)
-        except OSError as error:  # a full disk: say of which file
-            raise OSError(error.errno, error.strerror, str(final)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic(os.fspath(f), durable=True) as stream:
+            original(obj, stream, *args, **kwargs)
 
     torch.save = save
     try:
@@ -373,7 +365,7 @@ def atomic_torch_save() -> Iterator[None]:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what a killed `atomic_torch_save` left: it may be several GB."""
-    for temporary in folder.glob(".*.tmp"):
+    for temporary in folder.glob(UNFINISHED):
         temporary.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from espnet2_slit.common.files import read_lines, write_atomically
 from espnet2_slit.data.clips import segment_fault
 from espnet2_slit.data.kaldi_dir import (
     DEFAULTS,
@@ -19,7 +20,6 @@ from espnet2_slit.data.kaldi_dir import (
     clip_of,
     every_line,
     listing,
-    read_lines,
     read_pairs,
     read_set,
     sample_files,
@@ -29,7 +29,6 @@ from espnet2_slit.data.kaldi_dir import (
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import (
     SortedWriter,
-    write_atomically,
     write_categories,
     write_set,
     write_speakers,

@@ -8,62 +8,31 @@ audio to `audio`, encoding to the audio encoder, and training to ESPnet's data t
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet2_slit.common.files import (
+    atomic,
+    read_json,
+    sha256,
+    write_atomically,
+    write_json,
+)
 from espnet2_slit.data.audio import AudioError, read_audio
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.edit import rewrite
 from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.data.kaldi_matrix import TOLERANCE, FeatureCacheError, write_matrix
-from espnet2_slit.data.writer import write_atomically
 
 SCHEMA = 1
 # A tail shorter than a step of the encoder's frames needs no window of its own.
 WINDOW_SLACK_S = 0.1
 # What a fingerprint compares; "path" says where the weights lay, not what they are.
 NOT_IDENTITY = ("path",)
-
-
-# ------------------------------------------------------------------------- files
-
-
-@contextlib.contextmanager
-def atomic_binary(path):
-    """Open a binary file that appears under its name only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # a full disk does not say of which file
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path, content):
-    """Write JSON atomically, keys in the order given."""
-    write_atomically(path, [json.dumps(content, indent=1, ensure_ascii=False)])
-
-
-def sha256(path):
-    """Hex digest of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------- identity
@@ -96,26 +65,11 @@ def read_features_json(path):
     path = Path(path)
     if path.suffix != ".json":
         path = path / "feats.json"
-    if not path.is_file():
-        raise FeatureCacheError(
-            f"{path}: not there, so these features are not whole or not made."
-            " Run the recipe's stage 1 again (whole shards are kept)."
-        )
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except ValueError as error:
-        raise FeatureCacheError(
-            f"{path}: expected JSON, found {error}. Delete it and run stage 1 again;"
-            " whole shards are kept."
-        ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else content
-        raise FeatureCacheError(
-            f"{path}: expected schema {SCHEMA}, found {found!r}."
-            " Encode the set again with this version."
-        )
-    return content
+    remedy = (
+        "These features are not whole or not made by this version: run the recipe's"
+        " stage 1 again (whole shards are kept)."
+    )
+    return read_json(path, SCHEMA, remedy, FeatureCacheError)
 
 
 def check_features(path, identity=None):
@@ -463,7 +417,7 @@ def _encode_shard(paths, batches, left_out, encoder, identity, device, tolerance
     note.unlink(missing_ok=True)
     entries = {}  # clip id -> [offset, frames]
     total = sum(map(len, batches))
-    with ThreadPoolExecutor(1) as reader, atomic_binary(ark) as stream:
+    with ThreadPoolExecutor(1) as reader, atomic(ark, durable=True) as stream:
         # The next batch is decoded while the encoder works on this one.
         pending = reader.submit(load, batches[0]) if batches else None
         last_report = time.monotonic()

@@ -9,10 +9,11 @@ at a time: what stays in memory is the ids.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from espnet2_slit.common.files import read_json
 
 SCHEMA = 1
 TASKS = ("caption", "retrieval", "question_answering", "classification")
@@ -106,23 +107,6 @@ def read_map(path: Path) -> dict[str, str]:
     return found
 
 
-def read_lines(path: Path) -> list[str]:
-    r"""Lines of a list without ids, such as `labels`, once each; empty ones left out.
-
-    Only "\n" ends a line: a label may hold U+2028 or U+0085, at which str.splitlines
-    would cut it.
-
-    Args:
-        path: file with one entry a line.
-
-    Returns:
-        Entries in the file's order, blanks around them removed.
-    """
-    with open(path, encoding="utf-8", newline="\n") as stream:
-        stripped = (line.strip(" \t\r\n") for line in stream)
-        return list(dict.fromkeys(line for line in stripped if line))
-
-
 def every_line(path: Path) -> list[str]:
     """All lines as they are, without their ends."""
     text = path.read_bytes().decode("utf-8")
@@ -151,15 +135,7 @@ def read_set(directory: Path) -> dict:
             "zero_shot": False,
             "notes": "",
         }
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataDirError(f"{path}: is not JSON ({error}). Write it again.") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        schema = (
-            found.get("schema") if isinstance(found, dict) else type(found).__name__
-        )
-        raise DataDirError(f"{path}: expected schema {SCHEMA}, found {schema}.")
+    found = read_json(path, SCHEMA, "Write it again.", DataDirError)
     unknown = [task for task in found.get("tasks", []) if task not in TASKS]
     if unknown:
         raise DataDirError(

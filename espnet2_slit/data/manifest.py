@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet2_slit.common.files import write_atomically
 from espnet2_slit.data.kaldi_dir import (
     PLAIN_FILES,
     SAMPLE_FILES,
@@ -25,7 +26,6 @@ from espnet2_slit.data.kaldi_dir import (
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import (
     SortedWriter,
-    write_atomically,
     write_categories,
     write_set,
     write_speakers,

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from espnet2_slit.common import compat
+from espnet2_slit.common.files import atomic
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
 from espnet2_slit.data.clips import segment_fault
 from espnet2_slit.data.edit import rewrite
@@ -201,7 +201,6 @@ def _check_duration(source: str, duration_s: float, options: Options) -> None:
 def _write_audio(path: Path, audio, options: Options) -> None:
     import soundfile
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Through memory: of a full disk libsndfile says "System error", the stream why.
     whole = io.BytesIO()
     soundfile.write(
@@ -211,18 +210,8 @@ def _write_audio(path: Path, audio, options: Options) -> None:
         format=options.audio_format.upper(),
         subtype="PCM_16",
     )
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(whole.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say of which file
-        raise
+    with atomic(path) as stream:
+        stream.write(whole.getvalue())
 
 
 def _check_chunk(work: tuple[list[Clip], str, Options]) -> list[dict]:

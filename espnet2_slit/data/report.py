@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.common.files import write_json
 from espnet2_slit.data.kaldi_dir import EXAMPLES, SCHEMA
-from espnet2_slit.data.writer import write_atomically
 
 
 @dataclass
@@ -56,4 +55,4 @@ class Report:
     def write(self, path: Path, **more) -> None:
         """Write it, and `more` values beside it, as JSON."""
         content = {"schema": SCHEMA, **vars(self), **more}
-        write_atomically(path, [json.dumps(content, indent=1, ensure_ascii=False)])
+        write_json(path, content)

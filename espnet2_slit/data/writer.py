@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
-import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from espnet2_slit.common.files import atomic, write_atomically, write_json
 from espnet2_slit.data.kaldi_dir import read_pairs, read_set, sample_ids
 
 LINES_IN_MEMORY = 250_000  # a longer file is sorted in runs on disk
-
-
-def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write lines to a temporary name beside `path`, then rename it.
-
-    Args:
-        path: file to make or replace; its folder is made.
-        lines: without line ends.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(line + "\n" for line in lines)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say of which file
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class SortedWriter:
@@ -101,10 +70,7 @@ def write_set(directory: Path, **values) -> None:
     """Write set.json, completing what `values` leaves out."""
     content = {**read_set(directory), "sample_rate": 16000, **values}
     content["name"] = values.get("name", Path(directory).name)
-    write_atomically(
-        Path(directory) / "set.json",
-        [json.dumps(content, indent=1, ensure_ascii=False)],
-    )
+    write_json(Path(directory) / "set.json", content)
 
 
 def write_speakers(directory: Path) -> None:
@@ -138,11 +104,15 @@ def write_categories(directory: Path) -> int:
         for sample, category in pairs:
             lines.add(f"{category} {sample}")
     count = 0
-    with open(directory / "category2utt", "w", encoding="utf-8", newline="\n") as out:
-        for category, members in itertools.groupby(read_pairs(flat), lambda p: p[0]):
-            out.write(category)
-            out.writelines(f" {sample}" for _, sample in members)
-            out.write("\n")
-            count += 1
-    flat.unlink()
+    try:
+        with atomic(directory / "category2utt") as out:
+            for category, members in itertools.groupby(
+                read_pairs(flat), lambda pair: pair[0]
+            ):
+                out.write(category.encode())
+                out.writelines(f" {sample}".encode() for _, sample in members)
+                out.write(b"\n")
+                count += 1
+    finally:
+        flat.unlink()
     return count

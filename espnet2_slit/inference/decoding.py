@@ -19,21 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_slit.common import templates
-from espnet2_slit.data.clips import read_clips
-from espnet2_slit.data.feature_cache import (
-    atomic_binary,
-    check_features,
+from espnet2_slit.common.files import (
+    atomic,
+    read_lines,
     sha256,
+    write_atomically,
     write_json,
 )
-from espnet2_slit.data.kaldi_dir import (
-    DataDirError,
-    read_lines,
-    read_map,
-    read_pairs,
-    read_set,
-)
-from espnet2_slit.data.writer import write_atomically
+from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.feature_cache import check_features
+from espnet2_slit.data.kaldi_dir import DataDirError, read_map, read_pairs, read_set
 from espnet2_slit.inference.slit import (
     LABEL_TEMPLATES,
     RERANK,
@@ -256,7 +251,7 @@ class Parts:
                 continue
             indices = list(range(k * size, min((k + 1) * size, count)))
             arrays = compute(indices)
-            with atomic_binary(self._path(name, k)) as stream:
+            with atomic(self._path(name, k)) as stream:
                 np.savez(stream, **arrays)
             done += len(indices)
             rate = done / max(time.monotonic() - started, 1e-9)
@@ -478,7 +473,7 @@ def _write_texts(path, ids, texts):
 
 
 def _write_arrays(path, **arrays):
-    with atomic_binary(path) as stream:
+    with atomic(path) as stream:
         np.savez(stream, **arrays)
     return path
 

@@ -13,8 +13,6 @@ An archive is a model-zoo archive of ESPnet (`meta.yaml`, as `espnet2.bin.pack` 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -26,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import yaml
+
+from espnet2_slit.common.files import read_json, read_yaml, sha256, write_json
 
 SCHEMA = 1
 SYSTEM_FILE = "slit.json"
@@ -110,23 +110,8 @@ def part_of(config_file):
 
 def read_config(config_file):
     """A training configuration as a dict."""
-    config_file = Path(config_file)
-    if not config_file.is_file():
-        raise PackingError(f"{config_file}: no such file; training writes it.")
-    try:
-        with open(config_file, encoding="utf-8") as stream:
-            config = yaml.safe_load(stream)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PackingError(
-            f"{config_file}: expected YAML of plain values, found {error}. Correct it,"
-            " or give the file that training wrote."
-        ) from error
-    if not isinstance(config, dict):
-        raise PackingError(
-            f"{config_file}: expected lines `key: value`, found"
-            f" {type(config).__name__}. Is it the right file?"
-        )
-    return config
+    remedy = "Correct it, or give the right file: training writes it."
+    return read_yaml(config_file, remedy, PackingError)
 
 
 def link(folder, experiments, model_file=""):
@@ -161,11 +146,8 @@ def link(folder, experiments, model_file=""):
         }
     if len(content) == 1:
         raise PackingError("no experiment given; name at least one.")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / SYSTEM_FILE
-    temporary = folder / f".{SYSTEM_FILE}.{os.getpid()}.part"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, content)
     return path
 
 
@@ -186,18 +168,9 @@ def read_system(folder):
             )
         weights = find_model_file(folder)
         return System(folder, {part_of(config_file): (config_file, weights)})
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PackingError(
-            f"{path}: expected JSON, found {error}. Link again with slit_pack --link."
-        ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else content
-        raise PackingError(
-            f"{path}: expected schema {SCHEMA}, found {found!r}."
-            " It is of another version of espnet2_slit."
-        )
+    content = read_json(
+        path, SCHEMA, "Link again with slit_pack --link true.", PackingError
+    )
     parts = {}
     for part in PARTS:
         if part in content:
@@ -283,9 +256,7 @@ def unpack(archive, cache_dir=None):
             or two entries of one name; nothing of it is left behind.
     """
     archive = Path(archive)
-    with open(archive, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = Path(cache_dir or default_cache_dir()) / digest[:32]
+    folder = Path(cache_dir or default_cache_dir()) / sha256(archive)[:32]
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -468,8 +439,7 @@ def pack(
             yaml_files[f"{part}_train_config"] = f"{part}/config.yaml"
             files[f"{part}_model_file"] = f"{part}/model.pth"
         content["frozen"] = packed["frozen"]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        (stage / SYSTEM_FILE).write_text(text, encoding="utf-8")
+        write_json(stage / SYSTEM_FILE, content)
         for file in results:
             shutil.copyfile(file, stage / Path(file).name)
         if licence_file:

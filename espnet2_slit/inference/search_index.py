@@ -14,7 +14,6 @@ approximate nearest-neighbour library would pay.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -25,12 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.files import atomic, read_json, write_json
 from espnet2_slit.data.audio import AudioError, probe
-from espnet2_slit.data.feature_cache import (
-    atomic_binary,
-    identity_differences,
-    write_json,
-)
+from espnet2_slit.data.feature_cache import identity_differences
 from espnet2_slit.inference.slit import (
     SLIT,
     Hit,
@@ -112,13 +108,8 @@ class SearchIndex:
         file = self.path / "index.json"
         if not file.is_file():
             return {}
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if facts.get("schema") != SCHEMA:
-            raise InferenceError(
-                f"{file}: expected schema {SCHEMA}, found {facts.get('schema')!r}."
-                " Delete the index and make it again."
-            )
-        return facts
+        remedy = "Delete the index and make it again."
+        return read_json(file, SCHEMA, remedy, InferenceError)
 
     @property
     def parts(self) -> list[Path]:
@@ -281,7 +272,7 @@ class SearchIndex:
 
     @staticmethod
     def _write(path: Path, arrays: dict) -> None:
-        with atomic_binary(path) as stream:
+        with atomic(path) as stream:
             np.savez(stream, **arrays)
 
     # ------------------------------------------------------------------ searching

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from espnet2_slit.data.kaldi_dir import clip_of, read_lines, read_map
+from espnet2_slit.common.files import read_lines
+from espnet2_slit.data.kaldi_dir import clip_of, read_map
 from espnet2_slit.scoring.metrics import question_answering
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed
 from espnet2_slit.scoring.read import EXAMPLES, TaskOfSet, check_ids, spread

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_slit.data.kaldi_dir import read_lines, read_map, sample_ids
+from espnet2_slit.common.files import read_lines
+from espnet2_slit.data.kaldi_dir import read_map, sample_ids
 from espnet2_slit.scoring.metrics import classification
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed, mean_items
 from espnet2_slit.scoring.metrics.question_answering import normalise

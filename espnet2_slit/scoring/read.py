@@ -6,8 +6,6 @@ any other's predictions.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.files import read_json
 from espnet2_slit.data.kaldi_dir import clip_of, read_pairs
 from espnet2_slit.scoring.metrics.bootstrap import Score
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
@@ -109,19 +108,8 @@ def read_decode(folder: Path) -> dict[str, Any]:
             f"{', '.join(found) or 'nothing'}. Decoding of this set is not complete: "
             "run it again, it continues."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ScoringError(
-            f"{path}: expected JSON, found {error}: delete it and decode again"
-        ) from error
-    schema = content.get("schema") if isinstance(content, dict) else content
-    if schema != DECODE_SCHEMA:
-        raise ScoringError(
-            f"{path}: expected schema {DECODE_SCHEMA}, found {schema!r}:"
-            " decode again with this version"
-        )
-    return content
+    remedy = "Delete it and decode again with this version."
+    return read_json(path, DECODE_SCHEMA, remedy, ScoringError)
 
 
 def decoded_sets(decode_dir: Path) -> list[str]:
@@ -239,11 +227,6 @@ def unit_length(array: np.ndarray, name: str) -> np.ndarray:
             f"{int((~(norm > 0)).sum())} that are zero or not finite"
         )
     return array / norm
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def spread(count: int, wanted: int) -> list[int]:

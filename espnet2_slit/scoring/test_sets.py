@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.common.files import sha256
 from espnet2_slit.data.kaldi_dir import read_set
 from espnet2_slit.scoring import answers, captions, labels, retrieval
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
@@ -19,7 +20,6 @@ from espnet2_slit.scoring.metrics.score_table import ScoreTable
 from espnet2_slit.scoring.read import (
     ScoringError,
     TaskOfSet,
-    file_digest,
     read_decode,
 )
 
@@ -113,7 +113,7 @@ def score_predictions(
         "model": table.system,
         "encoder": None,
         "language_model": None,
-        "decoding": f"{path.name}, sha256 {file_digest(path)[:16]}",
+        "decoding": f"{path.name}, sha256 {sha256(path)[:16]}",
         "seed": None,
     }
     SCORERS[task](

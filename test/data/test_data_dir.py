@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet2_slit.bin import slit_data
+from espnet2_slit.common.files import read_lines
 from espnet2_slit.data import edit, kaldi_dir, validate, writer
 from espnet2_slit.data.kaldi_dir import DataDirError
 
@@ -90,7 +91,7 @@ BAD = {
     ),
     "labels twice": ({"labels": "dog\ncat\ndog\n"}, "labels: has lines twice ('dog')"),
     "labels empty": ({"labels": ""}, "labels: is empty"),
-    "set.json broken": ({"set__json": "{"}, "set.json: is not JSON"),
+    "set.json broken": ({"set__json": "{"}, "set.json: expected JSON"),
     "set.json of the future": (
         {"set__json": '{"schema": 2}'},
         "expected schema 1, found 2",
@@ -288,7 +289,7 @@ def test_a_label_may_hold_a_line_separator(tmp_path):
     text = "a dog\u2028barks\nb cat\x85\nc bell\n"
     tasks = "a classification\nb classification\nc classification\n"
     folder = make(tmp_path / "d", labels=labels, text=text, utt2task=tasks)
-    assert kaldi_dir.read_lines(folder / "labels") == [
+    assert read_lines(folder / "labels") == [
         "dog\u2028barks",
         "cat\x85",
         "bell",
@@ -373,3 +374,22 @@ def test_list_names_the_sets_of_a_split(tmp_path, capsys):
             writer.write_set(folder, split=split)
     assert slit_data.main(["list", str(tmp_path), "--split", "test"]) == 0
     assert capsys.readouterr().out.split() == ["odd", "test_y"]
+
+
+def test_a_broken_off_category_list_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "utt2category").write_text("a x\nb y\n")
+    writer.write_categories(tmp_path)
+    before = (tmp_path / "category2utt").read_text()
+    assert before == "x a\ny b\n"
+
+    def stop(pairs, key):
+        pairs = list(pairs)
+        yield pairs[0][0], pairs[:1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer.itertools, "groupby", stop)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write_categories(tmp_path)
+    assert (tmp_path / "category2utt").read_text() == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["category2utt", "utt2category"]

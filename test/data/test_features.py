@@ -202,7 +202,7 @@ def test_killed_run_continues(data_dir, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         encode_set(data_dir, tmp_path / "dump", Killed())
     assert not (tmp_path / "dump" / "feats.json").exists()
-    assert not list((tmp_path / "dump").glob("*.part"))
+    assert not list((tmp_path / "dump").glob(".*.tmp"))
     _, counts = encode_set(data_dir, tmp_path / "dump")
     assert counts == [(2, 1)]  # two shards encoded, the whole one kept
     _, counts = encode_set(data_dir, tmp_path / "dump")

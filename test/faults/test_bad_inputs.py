@@ -206,7 +206,7 @@ CASES = {
     "validate: half a line": Case("data", "validate d", 1, ("lacks a line end", "cut off"), data(text="a 1\nb 2\nc 3")),
     "validate: NUL": Case("data", "validate d", 1, ("cannot be printed",), data(text="a 1\nb\0 2\nc 3\n")),
     "validate: other ids": Case("data", "validate d", 1, ("lacks 1 ids of wav.scp", "'c'"), data(text="a 1\nb 2\n")),
-    "validate: set.json": Case("data", "validate d", 1, ("set.json", "not JSON"), data(set__json="{")),
+    "validate: set.json": Case("data", "validate d", 1, ("set.json", "expected JSON"), data(set__json="{")),
     "fix: nothing in common": Case("data", "fix d", 1, ("no sample is left", "Do the ids"), data(text="x 1\n")),
     "combine: one": Case("data", "combine out d", 1, ("expected two or more", "found 1"), data()),
     "combine: one id in two": Case("data", "combine out d e", 1, ("'a'", "different ids", "prefix"),

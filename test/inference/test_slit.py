@@ -12,6 +12,7 @@ import torch
 
 from espnet2_slit.bin import slit_encode, slit_inference
 from espnet2_slit.common import templates
+from espnet2_slit.common.files import sha256
 from espnet2_slit.data import feature_cache, kaldi_matrix
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.kaldi_dir import read_map
@@ -632,7 +633,7 @@ def test_decode_json_is_complete(decoded):
     for name, facts in content["files"].items():
         path = decoded / "test_caption" / name
         assert path.stat().st_size == facts["bytes"]
-        assert feature_cache.sha256(path) == facts["sha256"]
+        assert sha256(path) == facts["sha256"]
     assert not (decoded / "test_caption" / ".parts").exists()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from espnet2_slit.data import writer
+from espnet2_slit.common.files import write_atomically
 from espnet2_slit.data.corpora.audio_index import AudioIndex, Prober, strip_suffix
 from espnet2_slit.data.corpora.fetch import Mirror
 from espnet2_slit.data.corpora.set_files import SetFiles
@@ -371,7 +371,7 @@ class SetBuilder:
         kept = f"{report.kept_clips} of {report.clips} published clips"
         facts = json.dumps(asdict(report), indent=2, ensure_ascii=False)
         for name, content in (("txt", report.text()), ("json", facts)):
-            writer.write_atomically(
+            write_atomically(
                 files.folder / f"corpus_report.{name}", [content.rstrip("\n")]
             )
         scored = (plan.tasks or sorted(files.tasks)) if plan.evaluation else []

@@ -23,6 +23,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from espnet2_slit.common.files import read_lines
 from espnet2_slit.data import kaldi_dir, writer
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
 from espnet2_slit.data.corpora.set_files import SetFiles
@@ -297,7 +298,7 @@ def _asked(folder: Path, wording: Wording, skip: Container[str]) -> Iterator[Utt
     captions = _some_captions(folder, wording) if wording.verification else []
     labels: tuple[str, ...] = ()
     if (folder / "labels").is_file():
-        labels = tuple(kaldi_dir.read_lines(folder / "labels"))
+        labels = tuple(read_lines(folder / "labels"))
     for utterance in read_utterances(folder):
         if utterance.id in skip:
             continue
@@ -453,7 +454,7 @@ def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> in
     labels = Path(source) / "labels"
     files.describe(
         # kept: two captions of one label are never each other's wrong caption
-        kaldi_dir.read_lines(labels) if labels.is_file() else (),
+        read_lines(labels) if labels.is_file() else (),
         corpus=facts["corpus"],
         split=facts["split"],
         variant=facts["variant"],

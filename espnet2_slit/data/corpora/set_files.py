@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from espnet2_slit.common.files import write_atomically
 from espnet2_slit.data import writer
 
 
@@ -133,7 +134,7 @@ class SetFiles:
         """Writes candidate labels, answers and, last of all, set.json."""
         for name, words in (("labels", labels), ("answers", answers)):
             if words:
-                writer.write_atomically(self.folder / name, words)
+                write_atomically(self.folder / name, words)
         writer.write_set(self.folder, **facts)
 
 

@@ -25,16 +25,15 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common import compat
+from espnet2_slit.common.files import atomic, read_yaml, write_atomically
 from espnet2_slit.data.clips import read_clips
-from espnet2_slit.data.feature_cache import atomic_binary, check_features
+from espnet2_slit.data.feature_cache import check_features
 from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
-from espnet2_slit.data.writer import write_atomically
-from espnet2_slit.inference.packing import read_config
 from espnet2_slit.model.espnet_model import SLITModel
 from espnet2_slit.model.objectives import Temperature, contrastive, global_mean
 from espnet2_slit.model.qformer import sinusoids
@@ -385,7 +384,7 @@ def predict_embeddings(model, preprocess, clips, path):
         lengths = torch.tensor([len(row) for row in ids])
         padded = pad_sequence([torch.from_numpy(row) for row in ids], True)
         embedded.append(model.embed_text(padded, lengths))
-    with atomic_binary(path) as stream:
+    with atomic(path) as stream:
         np.savez(
             stream,
             audio_ids=np.array(clips.clip_ids),
@@ -426,7 +425,7 @@ def predict(args):
         if options.model == "captioner":
             path = args.output_dir / f"{data_dir.name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            generate = read_config(args.config)["caption"]
+            generate = read_yaml(args.config, "Give a conf/decode*.yaml.")["caption"]
             generate.pop("rerank", None)  # it has no matching head to choose with
             predict_captions(model, preprocess, clips, path, generate)
         else:

@@ -13,7 +13,6 @@ long on targets that are ten times as many.
 import argparse
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from mini_corpus import (
 )
 
 from espnet2_slit.common.compat import BeatsEncoder
+from espnet2_slit.common.files import atomic
 from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 
 LOGGER = logging.getLogger("mini")
@@ -139,12 +139,10 @@ def save_checkpoint(path, encoder, config, about):
         config: its configuration.
         about: dict of plain values, how it was made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(
-        {"cfg": config, "model": encoder.state_dict(), "about": about}, temporary
-    )
-    temporary.rename(path)
+    with atomic(path) as stream:
+        torch.save(
+            {"cfg": config, "model": encoder.state_dict(), "about": about}, stream
+        )
 
 
 # ---------------------------------------------------------------------------------
