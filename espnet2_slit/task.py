@@ -31,6 +31,7 @@ from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
+from espnet2_slit.data.training_files import training_files
 from espnet2_slit.model.espnet_model import (
     GenerativeModel,
     InstructionModel,
@@ -161,6 +162,25 @@ class SLITTask(AbsTask):
             default=dict(),
             help="Keywords of load_language_model: dtype, revision, lora, ...",
         )
+        group = parser.add_argument_group(
+            description="Data: instead of --train_data_path_and_name_and_type, "
+            "--train_shape_file, --valid_... and --features"
+        )
+        for part in ("train", "valid"):
+            group.add_argument(
+                f"--{part}_dir",
+                type=str,
+                default="",
+                help="Set that `slit encode` or `slit data prepare` made: its files "
+                "are found by their names",
+            )
+        group.add_argument(
+            "--model_file",
+            type=str,
+            default="",
+            help="Weights that slit.json names when the training is over, e.g. "
+            "valid.loss.ave.pth; default: the best. For slit_train",
+        )
         group = parser.add_argument_group(description="Preprocess related")
         group.add_argument(
             "--preprocessor_conf",
@@ -174,6 +194,7 @@ class SLITTask(AbsTask):
         for name in IDENTITIES:
             group.add_argument(f"--{name}", action=NestedDictAction, default=None)
         group.add_argument("--initialized_from", type=str, nargs="*", default=[])
+        group.add_argument("--init_fingerprints", type=str, nargs="*", default=[])
 
     # ------------------------------------------------------------------ data
 
@@ -225,6 +246,7 @@ class SLITTask(AbsTask):
     @typechecked
     def main_worker(cls, args: argparse.Namespace):
         """Train (or collect statistics) in this process."""
+        cls.find_data(args)
         cls.check_arguments(args)
         cls.trainer = Trainer if cls._uses_deepspeed(args) else SLITTrainer
         if "precision" in args.model_conf:  # config.yaml says what was chosen
@@ -235,12 +257,29 @@ class SLITTask(AbsTask):
             )
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
+        args.init_fingerprints = _fingerprints(args.init_param)
         previous = read_training_config(Path(args.output_dir)) if args.resume else None
-        if previous is not None:  # the frozen parts must be those of the run so far
-            for name in IDENTITIES:
-                if getattr(args, name) is None:
-                    setattr(args, name, previous.get(name))
+        if previous is not None:
+            cls._check_run_so_far(args, previous)
         super().main_worker(args)
+
+    @classmethod
+    def _check_run_so_far(
+        cls, args: argparse.Namespace, previous: Dict[str, Any]
+    ) -> None:
+        """A run goes on with the frozen parts and from the checkpoint it began with."""
+        for name in IDENTITIES:
+            if getattr(args, name) is None:
+                setattr(args, name, previous.get(name))
+        began = previous.get("init_fingerprints", args.init_fingerprints)
+        if began != args.init_fingerprints:
+            start = " ".join(previous.get("initialized_from", [])) or "no checkpoint"
+            raise IdentityError(
+                f"{args.output_dir}: expected to go on with a training that began from "
+                f"{' '.join(args.init_param) or 'no checkpoint'}, found one that began "
+                f"from {start}, as it was then. Remove the folder, or train in another "
+                "one (--output_dir; slit.sh --tag)."
+            )
 
     @classmethod
     def _uses_deepspeed(cls, args: argparse.Namespace) -> bool:
@@ -262,6 +301,36 @@ class SLITTask(AbsTask):
                 "conf/full/deepspeed.json."
             )
         return True
+
+    @classmethod
+    def find_data(cls, args: argparse.Namespace) -> None:
+        """Fill in ESPnet's data options from --train_dir and --valid_dir.
+
+        Raises:
+            ValueError: both ways are used and name different files.
+            FileNotFoundError: a directory lacks a file.
+        """
+        for part in ("train", "valid"):
+            folder = getattr(args, f"{part}_dir", "")  # ESPnet-EZ has no such option
+            if not folder:
+                continue
+            files = training_files(
+                folder, args.model == "instruction", args.iterator_type == "category"
+            )
+            found = {
+                f"{part}_data_path_and_name_and_type": files.data,
+                f"{part}_shape_file": [files.lengths],
+            }
+            if part == "train":
+                found["features"] = files.features
+            for option, value in found.items():
+                given = getattr(args, option)
+                if given:
+                    raise ValueError(
+                        f"--{option}: expected nothing beside --{part}_dir {folder}, "
+                        f"found {given}. Give the folder or the files, not both."
+                    )
+                setattr(args, option, value)
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
@@ -610,6 +679,14 @@ class SLITTask(AbsTask):
 def _setting(owner: Any, conf: Dict[str, Any], name: str) -> Any:
     """A configured keyword, or its default where the constructor states it."""
     return conf.get(name, inspect.signature(owner).parameters[name].default)
+
+
+def _fingerprints(init_param: List[str]) -> List[str]:
+    """What the weights of --init_param are; missing ones are an error elsewhere."""
+    from espnet2_slit.model.frozen import fingerprint
+
+    paths = [spec.partition(":")[0] for spec in init_param]
+    return [fingerprint(path) for path in paths if Path(path).exists()]
 
 
 def _facts(encoder: torch.nn.Module) -> Dict[str, Any]:

@@ -211,6 +211,25 @@ def test_resume_equals_going_on(stages, stage, tmp_path, train_command):
         assert_equal_weights(tmp_path / name, stages[stage] / name)
 
 
+def test_resume_from_another_checkpoint_is_refused(
+    stages, tmp_path, train_command, caplog
+):
+    from espnet2_slit.task import IdentityError
+
+    start = shutil.copytree(stages["representation"], tmp_path / "start")
+    exp, file = tmp_path / "exp", start / "valid.loss.best.pth"
+    more = ["--resume", "true", "--init_param", file]
+    main(train_command("generative", exp, *more))
+    with pytest.raises(IdentityError, match="from no checkpoint, found one that began"):
+        main(train_command("generative", exp, *more[:2], epochs=2))
+    main(train_command("generative", exp, *more, epochs=2))
+    states = {name: value + 1 for name, value in weights(file).items()}
+    torch.save(states, file)  # trained anew, under the same name
+    with pytest.raises(IdentityError, match=r"exp: expected .* as it was then"):
+        main(train_command("generative", exp, *more, epochs=3))
+    assert not (exp / "3epoch.pth").exists()
+
+
 def test_resume_after_a_kill_between_two_files(stages, tmp_path, train_command):
     folder = tmp_path / "killed"
     shutil.copytree(stages["representation"], folder, symlinks=True)
@@ -454,7 +473,8 @@ def test_resume_with_another_language_model_is_refused(stages, tmp_path, train_c
     folder = tmp_path / "generative"
     shutil.copytree(stages["generative"], folder, symlinks=True)
     other = tiny.t5(tmp_path / "t5", seed=1)
-    more = ["--resume", "true", "--language_model", other]
+    start = config(folder)["initialized_from"]
+    more = ["--resume", "true", "--language_model", other, "--init_param", *start]
     with pytest.raises(IdentityError, match="the language model is not the one"):
         main(train_command("generative", folder, *more, epochs=3))
 
@@ -617,6 +637,60 @@ def test_data_of_the_wrong_kind_is_refused(tmp_path, tiny_features, train_comman
     cmd = train_command("representation", tmp_path, cached=False)
     with pytest.raises(ValueError, match="expected feats"):
         main([*cmd, "--features", f"{tiny_features}/train/feats.json"])
+
+
+def by_folders(command):
+    """The same training, its data named by --train_dir and --valid_dir."""
+    folders, words, names = {}, [], iter(command)
+    for word in names:
+        if word.endswith("_data_path_and_name_and_type"):
+            folders[word[2:7]] = Path(next(names)).parent
+        elif word.endswith("_shape_file") or word == "--features":
+            next(names)
+        else:
+            words.append(word)
+    return words + [f"--{part}_dir={folder}" for part, folder in folders.items()]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("stage", STAGES)
+def test_folders_stand_for_their_files(
+    stage, cached, tmp_path, tiny_features, train_command
+):
+    from espnet2_slit.task import SLITTask
+
+    command = train_command(stage, tmp_path, cached=cached)
+    listed, found = (
+        SLITTask.get_parser().parse_args(words)
+        for words in (command, by_folders(command))
+    )
+    for part in ("train", "valid"):
+        folder = Path(getattr(found, f"{part}_dir"))
+        if not cached:  # as `slit data prepare` writes it
+            lines = [f"{key} 16000" for key in kaldi_dir.sample_ids(folder)]
+            writer.write_atomically(folder / "utt2num_samples", lines)
+    SLITTask.find_data(found)
+    SLITTask.check_arguments(found)
+    for part in ("train", "valid"):
+        option = f"{part}_data_path_and_name_and_type"
+        assert set(getattr(found, option)) == set(getattr(listed, option))
+        shapes = getattr(found, f"{part}_shape_file")
+        assert Path(shapes[0]).name == ("feats_shape" if cached else "utt2num_samples")
+    assert found.features == listed.features
+
+
+def test_folders_train_what_their_files_train(stages, tmp_path, train_command):
+    command = by_folders(train_command("representation", tmp_path, epochs=2))
+    main([*command, "--keep_nbest_models", "2"])
+    assert_equal_weights(
+        tmp_path / "2epoch.pth", stages["representation"] / "2epoch.pth"
+    )
+
+
+def test_folders_beside_other_files_are_refused(tmp_path, tiny_features, train_command):
+    command = train_command("generative", tmp_path)
+    with pytest.raises(ValueError, match="the folder or the files, not both"):
+        main([*command, "--train_dir", str(tiny_features / "valid")])
 
 
 def test_validation_features_of_another_encoder_are_refused(

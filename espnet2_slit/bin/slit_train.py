@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train one stage: everything that ESPnet's own *_train commands do."""
+"""Train one stage: everything that ESPnet's own *_train commands do, and slit.json."""
 
 from espnet2_slit.task import SLITTask
 
@@ -12,12 +12,20 @@ def get_parser():
 def main(cmd=None):
     r"""Train a representation, generative or instruction model.
 
+    A generative or instruction model is a system when it is trained: slit.json names it
+    and the representation model that it started from.
+
     Example:
         % python -m espnet2_slit.bin.slit_train --config conf/train_x.yaml \
-              --output_dir exp/x --train_data_path_and_name_and_type ...
+              --output_dir exp/x --train_dir dump/x/train --valid_dir dump/x/valid ...
         % python -m espnet2_slit.bin.slit_train --print_config --model generative
     """
     SLITTask.main(cmd=cmd)
+    args = get_parser().parse_args(cmd)
+    if args.model != "representation" and not (args.collect_stats or args.dry_run):
+        from espnet2_slit.inference.packing import link_training
+
+        link_training(args.output_dir, args.model_file)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 LOCAL_KEYS = (
     "output_dir",
     "config",
+    "model_file",
+    "train_dir",
     "train_shape_file",
+    "valid_dir",
     "valid_shape_file",
     "init_param",
     "qformer_init",
@@ -149,6 +152,32 @@ def link(folder, experiments, model_file=""):
     path = folder / SYSTEM_FILE
     write_json(path, content)
     return path
+
+
+def link_training(experiment, model_file=""):
+    """Write the slit.json of a generator that has been trained.
+
+    Args:
+        experiment: its folder; slit.json goes there.
+        model_file: as for `link`.
+
+    Returns:
+        Path of slit.json. It also names the representation model that the training goes
+        back to, if that is still there and reads the same audio encoder.
+    """
+    experiment = Path(experiment)
+    parts, folder, encoder = [experiment], experiment, {}
+    while part_of(folder / "config.yaml") == "generator":
+        config = read_config(folder / "config.yaml")
+        encoder = encoder or config.get("audio_encoder_identity")
+        started = config.get("initialized_from") or [""]
+        folder = Path(str(started[0]).partition(":")[0]).parent
+        if not started[0] or not (folder / "config.yaml").is_file():
+            return link(experiment, parts, model_file)
+    other = read_config(folder / "config.yaml").get("audio_encoder_identity") or {}
+    if {**encoder, "path": ""} == {**other, "path": ""}:
+        parts.append(folder)
+    return link(experiment, parts, model_file)
 
 
 def read_system(folder):

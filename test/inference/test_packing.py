@@ -321,6 +321,35 @@ def test_things_that_are_no_system(folder, tmp_path):
         packing.link(tmp_path, [tmp_path / "empty"])
 
 
+def experiment(path, model, started=(), **identity):
+    path.mkdir()
+    (path / "valid.loss.best.pth").touch()
+    facts = {"kind": "beats", "path": str(path), **identity}
+    content = {"model": model, "audio_encoder_identity": facts}
+    content["initialized_from"] = [f"{folder}/x.pth" for folder in started]
+    (path / "config.yaml").write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_trained_generator_names_the_representation_it_goes_back_to(tmp_path):
+    first = experiment(tmp_path / "a", "representation", ["/gone"])
+    second = experiment(tmp_path / "b", "generative", [first])
+    third = experiment(tmp_path / "c", "instruction", [second])
+    for folder in (second, third):
+        path = packing.link_training(folder)
+        assert path == folder / "slit.json"
+        parts = packing.read_system(folder).parts
+        assert parts["generator"][0].resolve() == folder / "config.yaml"
+        assert parts["representation"][0].resolve() == first / "config.yaml"
+    other = experiment(tmp_path / "d", "representation", fingerprint="of another")
+    for started in ([], ["/gone"], [other]):
+        alone = experiment(
+            tmp_path / f"e{len(list(tmp_path.iterdir()))}", "generative", started
+        )
+        packing.link_training(alone)
+        assert list(packing.read_system(alone).parts) == ["generator"]
+
+
 def test_command_line_links_and_names_faults(folder, tmp_path, capsys):
     one = folder.parent / "tiny_representation"
     status = slit_pack.main(
