@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from espnet2_slit.common.files import read_lines, write_atomically
 from espnet2_slit.data.clips import segment_fault
 from espnet2_slit.data.kaldi_dir import (
+    CLIP_FILES,
     DEFAULTS,
     EXAMPLES,
     PLAIN_FILES,
     SEPARATOR,
+    SOME_SAMPLES_FILES,
     TASKS,
     DataDirError,
     check_id,
     clip_of,
     every_line,
+    is_data_file,
     listing,
     read_pairs,
     read_set,
@@ -29,6 +32,7 @@ from espnet2_slit.data.kaldi_dir import (
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import (
     SortedWriter,
+    new_directory,
     write_categories,
     write_set,
     write_speakers,
@@ -110,35 +114,43 @@ def fix(directory: Path) -> Report:
             + " ".join(report.lines())
             + " Do the ids of wav.scp and text agree?"
         )
-    rewrite(directory, directory, ids, backup=True)
-    report.kept = len(ids)
-    report.write(directory / "report.json")
+    _back_up(directory, names)
+    with new_directory(directory) as fresh:
+        copy_samples(directory, fresh, ids)
+        for path in directory.iterdir():  # and what copy_samples leaves to its caller
+            if is_data_file(path.name) and not (fresh / path.name).exists():
+                shutil.copy2(path, fresh / path.name)
+        report.kept = len(ids)
+        report.write(fresh / "report.json")
     return report
 
 
-def rewrite(source: Path, target: Path, ids: set[str], backup: bool = False) -> None:
-    """Write the samples `ids` of one directory to another (or to itself).
+def _back_up(directory: Path, names: Iterable[str]) -> None:
+    keep = directory / ".backup"
+    keep.mkdir(exist_ok=True)
+    for name in {*names, "wav.scp", "references", "spk2utt"}:
+        if (directory / name).is_file():
+            shutil.copy2(directory / name, keep / name)
+
+
+def copy_samples(source: Path, folder: Path, ids: Collection[str]) -> None:
+    """Write the samples `ids` of a directory to a folder, and what belongs to them.
 
     Args:
         source: data directory to read.
-        target: data directory to write; may be `source`.
+        folder: an empty one, see `writer.new_directory`.
         ids: samples to keep.
-        backup: keep the files of `target` in `.backup`.
     """
-    source, target = Path(source), Path(target)
+    source, folder = Path(source), Path(folder)
     names = sample_files(source)
-    if backup:
-        keep = target / ".backup"
-        keep.mkdir(exist_ok=True)
-        for name in {*names, "wav.scp", "references", "spk2utt"}:
-            if (target / name).is_file():
-                shutil.copy2(target / name, keep / name)
-    unheard = Report("")
+    ignored = Report("")  # what `fix` reports, other commands pass over
     clips = {}
     recordings = set()
-    for name in names:
-        pairs = _unique_pairs(source / name, unheard)
-        with SortedWriter(target / name) as out:
+    for name in (*names, *SOME_SAMPLES_FILES):
+        if not (source / name).is_file():
+            continue
+        pairs = _unique_pairs(source / name, ignored)
+        with SortedWriter(folder / name) as out:
             for key, value in pairs.items():
                 if key in ids:
                     out.add(f"{key} {value}")
@@ -147,25 +159,32 @@ def rewrite(source: Path, target: Path, ids: set[str], backup: bool = False) -> 
                     elif name == "segments":
                         recordings.add(value.split()[0])
     if "segments" in names:
-        with SortedWriter(target / "wav.scp") as out:
-            for key, value in _unique_pairs(source / "wav.scp", unheard).items():
+        pairs = _unique_pairs(source / "wav.scp", ignored)
+        with SortedWriter(folder / "wav.scp") as out:
+            for key, value in pairs.items():
                 if key in recordings:
                     out.add(f"{key} {value}")
-    if "utt2spk" not in names:
-        with SortedWriter(target / "utt2spk") as out:
+    wanted = set(clips.values()) or ids
+    for name in CLIP_FILES:
+        if (source / name).is_file():
+            with SortedWriter(folder / name, unique=True) as out:
+                for key, value in read_pairs(source / name):
+                    if key in wanted and value:
+                        out.add(f"{key} {value}")
+    for name in PLAIN_FILES:
+        if (source / name).is_file():
+            write_atomically(folder / name, every_line(source / name))
+    _complete(folder, ids)
+
+
+def _complete(folder: Path, ids: Iterable[str]) -> None:
+    """The files that follow from the others."""
+    if not (folder / "utt2spk").is_file():
+        with SortedWriter(folder / "utt2spk") as out:
             for key in ids:
                 out.add(f"{key} {key}")
-    write_speakers(target)
-    write_categories(target)
-    if (source / "references").is_file():
-        wanted = set(clips.values()) or ids
-        with SortedWriter(target / "references", unique=True) as out:
-            for key, value in read_pairs(source / "references"):
-                if key in wanted and value:
-                    out.add(f"{key} {value}")
-    for name in PLAIN_FILES:
-        if source != target and (source / name).is_file():
-            write_atomically(target / name, every_line(source / name))
+    write_speakers(folder)
+    write_categories(folder)
 
 
 def combine(target: Path, sources: Iterable[Path]) -> Report:
@@ -198,28 +217,40 @@ def combine(target: Path, sources: Iterable[Path]) -> Report:
                 )
             owner[key] = source
     report.rows = report.kept = len(owner)
+    with new_directory(target) as fresh:
+        _join_samples(fresh, sources, report)
+        _complete(fresh, owner)
+        _join_lists(fresh, sources)
+        descriptions = [read_set(source) for source in sources]
+        write_set(
+            fresh,
+            name=target.name,
+            corpus="+".join(
+                dict.fromkeys(d["corpus"] for d in descriptions if d["corpus"])
+            ),
+            split=descriptions[0]["split"],
+            tasks=[t for t in TASKS if all(t in d["tasks"] for d in descriptions)],
+            zero_shot=all(d["zero_shot"] for d in descriptions),
+        )
+        report.write(fresh / "report.json")
+    return report
+
+
+def _join_samples(folder: Path, sources: Sequence[Path], report: Report) -> None:
+    """The files with one line per sample, and wav.scp where there are segments."""
     per_source = {source: sample_files(source) for source in sources}
-    cut = any("segments" in names for names in per_source.values())
-    every = sorted({name for names in per_source.values() for name in names})
-    if cut and "wav.scp" in every:
-        every.remove("wav.scp")
-    for name in every:
+    every = {name for names in per_source.values() for name in names}
+    is_cut = "segments" in every
+    for name in sorted(every - ({"wav.scp"} if is_cut else set())):
         lacking = [source for source in sources if name not in per_source[source]]
         if lacking and name not in DEFAULTS and name != "segments":
             report.notes[f"{name} left out"] = f"{', '.join(map(str, lacking))} lack it"
             continue
-        with SortedWriter(target / name) as out:
+        with SortedWriter(folder / name) as out:
             for source in sources:
-                if source not in lacking:
-                    pairs = read_pairs(source / name)
-                elif name == "segments":
-                    pairs = ((key, f"{key} 0 -1") for key in sample_ids(source))
-                else:
-                    make = DEFAULTS[name]
-                    pairs = ((key, make(key)) for key in sample_ids(source))
-                for key, value in pairs:
+                for key, value in _pairs_or_default(source, name, source in lacking):
                     out.add(f"{key} {value}")
-    if cut:
+    if is_cut:
         recordings: dict[str, str] = {}
         for source in sources:
             for key, value in read_pairs(source / "wav.scp"):
@@ -228,38 +259,36 @@ def combine(target: Path, sources: Iterable[Path]) -> Report:
                         f"the recording {key!r} is {recordings[key]!r} in one directory"
                         f" and {value!r} in {source}. Rename it in one of them."
                     )
-        with SortedWriter(target / "wav.scp") as out:
+        with SortedWriter(folder / "wav.scp") as out:
             for key, value in recordings.items():
                 out.add(f"{key} {value}")
-    if not (target / "utt2spk").is_file():
-        with SortedWriter(target / "utt2spk") as out:
-            for key in owner:
-                out.add(f"{key} {key}")
-    write_speakers(target)
-    write_categories(target)
-    if all((source / "references").is_file() for source in sources):
-        with SortedWriter(target / "references", unique=True) as out:
-            for source in sources:
-                for key, value in read_pairs(source / "references"):
-                    out.add(f"{key} {value}")
+
+
+def _pairs_or_default(
+    source: Path, name: str, is_lacking: bool
+) -> Iterable[tuple[str, str]]:
+    if not is_lacking:
+        return read_pairs(source / name)
+    if name == "segments":
+        return ((key, f"{key} 0 -1") for key in sample_ids(source))
+    return ((key, DEFAULTS[name](key)) for key in sample_ids(source))
+
+
+def _join_lists(folder: Path, sources: Sequence[Path]) -> None:
+    """References, choices, candidate labels and answers."""
+    for name in (*CLIP_FILES, *SOME_SAMPLES_FILES):
+        holders = [source for source in sources if (source / name).is_file()]
+        if holders and (len(holders) == len(sources) or name != "references"):
+            with SortedWriter(folder / name, unique=True) as out:
+                for source in holders:
+                    for key, value in read_pairs(source / name):
+                        out.add(f"{key} {value}")
     for name in ("labels", "answers"):
         if all((source / name).is_file() for source in sources):
             lines: dict[str, None] = {}
             for source in sources:
                 lines.update(dict.fromkeys(read_lines(source / name)))
-            write_atomically(target / name, lines)
-    descriptions = [read_set(source) for source in sources]
-    write_set(
-        target,
-        corpus="+".join(
-            dict.fromkeys(d["corpus"] for d in descriptions if d["corpus"])
-        ),
-        split=descriptions[0]["split"],
-        tasks=[t for t in TASKS if all(t in d["tasks"] for d in descriptions)],
-        zero_shot=all(d["zero_shot"] for d in descriptions),
-    )
-    report.write(target / "report.json")
-    return report
+            write_atomically(folder / name, lines)
 
 
 def subset(
@@ -317,11 +346,16 @@ def subset(
         kept = [sample for sample in kept if clip.get(sample, sample) in first]
     if not kept:
         raise DataDirError(f"{source}: no sample is left of {len(samples)}.")
-    rewrite(source, target, set(kept))
     report.kept = len(kept)
-    if (Path(target) / "set.json").is_file():
-        write_set(target)
+    _write_part(source, target, set(kept))
     return report
+
+
+def _write_part(source: Path, target: Path, ids: Collection[str]) -> None:
+    with new_directory(target) as fresh:
+        copy_samples(source, fresh, ids)
+        if (fresh / "set.json").is_file():
+            write_set(fresh, name=Path(target).name)
 
 
 def split(source: Path, target: Path, parts: int) -> list[Path]:
@@ -356,5 +390,5 @@ def split(source: Path, target: Path, parts: int) -> list[Path]:
         last = len(members) * (part + 1) // parts
         chosen = {sample for group in members[first:last] for sample in group}
         made.append(Path(target) / str(part + 1))
-        rewrite(source, made[-1], chosen)
+        _write_part(source, made[-1], chosen)
     return made

@@ -24,9 +24,10 @@ from espnet2_slit.common.files import (
 )
 from espnet2_slit.data.audio import AudioError, read_audio
 from espnet2_slit.data.clips import read_clips
-from espnet2_slit.data.edit import rewrite
+from espnet2_slit.data.edit import copy_samples
 from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.data.kaldi_matrix import TOLERANCE, FeatureCacheError, write_matrix
+from espnet2_slit.data.writer import new_directory
 
 SCHEMA = 1
 # A tail shorter than a step of the encoder's frames needs no window of its own.
@@ -492,18 +493,6 @@ def merge(work, data_dir, output_dir, encoder_facts):
         raise FeatureCacheError(f"{data_dir}: no usable clip is left.")
     samples = {key: clip for key, clip in work.samples.items() if clip in places}
     width = encoder_facts["width"]
-    feats_json = output_dir / "feats.json"
-    feats_json.unlink(missing_ok=True)
-    rewrite(data_dir, output_dir, set(samples))
-    write_atomically(
-        output_dir / "feats.scp",
-        (f"{key} {places[clip][0]}:{places[clip][1]}" for key, clip in samples.items()),
-    )
-    # Lets ESPnet's length samplers work without a statistics run over the audio.
-    write_atomically(
-        output_dir / "feats_shape",
-        (f"{key} {places[clip][2]},{width}" for key, clip in samples.items()),
-    )
     frames = [place[2] for place in places.values()]
     content = {
         "schema": SCHEMA,
@@ -519,7 +508,19 @@ def merge(work, data_dir, output_dir, encoder_facts):
         "reused": work.reused_from,
         "dropped": dropped,
     }
-    write_json(feats_json, content)
+    (output_dir / "feats.json").unlink(missing_ok=True)  # it is not of these shards
+    with new_directory(output_dir) as fresh:
+        copy_samples(data_dir, fresh, set(samples))
+        write_atomically(
+            fresh / "feats.scp",
+            (f"{k} {places[c][0]}:{places[c][1]}" for k, c in samples.items()),
+        )
+        # Lets ESPnet's length samplers work without a statistics run over the audio.
+        write_atomically(
+            fresh / "feats_shape",
+            (f"{key} {places[clip][2]},{width}" for key, clip in samples.items()),
+        )
+        write_json(fresh / "feats.json", content)
     _remove_stale_shards(output_dir, len(work.shards))
     return content
 

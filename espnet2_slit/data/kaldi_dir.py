@@ -37,6 +37,15 @@ SAMPLE_FILES = (
 )
 # Not keyed by anything.
 PLAIN_FILES = ("labels", "answers", "set.json")
+# Keyed by sample, for those that have one.
+SOME_SAMPLES_FILES = ("choices",)
+# Keyed by clip: its captions to score against, and what its publisher calls it.
+CLIP_FILES = ("references", "clip2name")
+# Follow from the others, or say how the directory was made.
+MADE_FILES = (
+    *("wav.scp", "spk2utt", "category2utt", "feats.json", "report.json"),
+    *("corpus_report.txt", "corpus_report.json"),
+)
 # What a sample without a line in an optional file is taken to have there.
 DEFAULTS: dict[str, Callable[[str], str]] = {
     "utt2spk": lambda sample: sample,
@@ -142,6 +151,14 @@ def read_set(directory: Path) -> dict:
             f"{path}: tasks may be {', '.join(TASKS)}; found {', '.join(unknown)}."
         )
     return found
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file of this name belongs to a data directory."""
+    known = (*SAMPLE_FILES, *SOME_SAMPLES_FILES, *CLIP_FILES, *PLAIN_FILES)
+    return (
+        name in (*known, *MADE_FILES) or re.fullmatch(r"text_spk\d+", name) is not None
+    )
 
 
 def sample_files(directory: Path) -> list[str]:

@@ -11,25 +11,19 @@ import csv
 import hashlib
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from espnet2_slit.common.files import write_atomically
 from espnet2_slit.data.kaldi_dir import (
-    PLAIN_FILES,
-    SAMPLE_FILES,
     SAMPLE_TASKS,
     DataDirError,
 )
 from espnet2_slit.data.report import Report
-from espnet2_slit.data.writer import (
-    SortedWriter,
-    write_categories,
-    write_set,
-    write_speakers,
-)
+from espnet2_slit.data.writer import SetWriter, put_in_place, remove_sets
 
 COLUMNS = (
     "audio",
@@ -60,18 +54,9 @@ TEST_SETS = {
     "question_answering": "test_qa",
     "classification": "test_class",
 }
+LABEL_SET = "_labels"  # becomes the caption set where there is no other
 MAX_CANDIDATES = 1000  # more answers than this are not written as candidates
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-@dataclass
-class _Set:
-    """One data directory under way."""
-
-    files: dict[str, SortedWriter]
-    tasks: set[str] = field(default_factory=set)
-    clips: set[str] = field(default_factory=set)
-    rows: int = 0
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -227,28 +212,8 @@ def from_manifest(
         )
     folder = path.resolve().parent
     report = Report(str(path))
-    counts: dict[str, int] = {}
-    split_of: dict[str, str] = {}
-    references: dict[str, set[str]] = {}
-    labels: dict[str, None] = {}
-    answers: dict[str, dict[str, None]] = {split: {} for split in SPLITS}
-    sets: dict[str, _Set] = {}
-    with ExitStack() as stack:
-
-        def place(name: str) -> _Set:
-            if name not in sets:
-                names = ["wav.scp", "segments", "text", "utt2spk", "utt2audio"]
-                names += ["utt2task", "instruction", "utt2category", "utt2source"]
-                sets[name] = _Set(
-                    {
-                        n: stack.enter_context(
-                            SortedWriter(target / name / n, unique=n == "wav.scp")
-                        )
-                        for n in names
-                    }
-                )
-            return sets[name]
-
+    with _Sets(target, instruct) as sets:
+        split_of: dict[str, str] = {}
         for line, row in read_rows(path):
             report.rows += 1
             found = _row(path, line, row, folder, report)
@@ -260,61 +225,149 @@ def from_manifest(
             if split is None:
                 report.drop("clip is in another split", f"line {line}: {row['audio']}")
                 continue
-            number = counts[clip] = counts.get(clip, 0) + 1
-            question = clean(row["instruction"])
-            if task == "classification":
-                labels[text] = None
-            elif task == "question_answering":
-                answers[split][text] = None
-            if split != "test":
-                names = [f"{split}_instruction"]
-                if task == "caption":
-                    names.insert(0, f"{split}_caption")
-                elif task == "classification":
-                    names.insert(0, f"{split}_labels")
-            else:
-                names = [TEST_SETS[task]]
-            sample = f"{clip}-{number:03d}"
-            if names == ["test_caption"]:
-                references.setdefault(clip, set()).add(text)
-                sample = clip
-            elif names == ["test_class"]:
-                sample = clip
-            for name in names:
-                one = place(name)
-                one.tasks.add(task)
-                if sample == clip and clip in one.clips:
-                    continue  # one line per clip; its other captions are references
-                one.clips.add(clip)
-                one.rows += 1
-                values = {
-                    "segments": f"{clip} {start:g} {end:g}",
-                    "text": text,
-                    "utt2spk": sample,
-                    "utt2audio": clip,
-                    "utt2task": task,
-                    "utt2category": clean(row["category"]).replace(" ", "_") or task,
-                    "utt2source": clean(row["source"]).replace(" ", "_") or clip,
-                }
-                if name.endswith("_instruction") or question:
-                    values["instruction"] = (
-                        question
-                        if task != "question_answering" and question
-                        else instruct(task, question)
-                    )
-                for file, value in values.items():
-                    one.files[file].add(f"{sample} {value}")
-                one.files["wav.scp"].add(f"{clip} {audio}")
+            segment = None if (start, end) == (0, -1) else (clip, start, end)
+            sets.take(row, clip, audio, segment, text, task, split)
             report.kept += 1
         if not report.kept:
             raise DataDirError(
                 "\n  ".join([f"{path}: no row is usable.", *report.lines()])
             )
-        # Every row was good: only now an earlier manifest's files may go.
-        for name in sets:
-            _remove(target / name, known_only=True)
-    _finish(target, sets, references, labels, answers, corpus or path.stem, report)
+        sets.describe(corpus or path.stem)
+    report.notes.update(sets.put_in_place())
+    gone = remove_sets(
+        target, sets.names(), made_by="manifest", corpus=corpus or path.stem
+    )
+    if gone:
+        report.notes["sets of an earlier manifest removed"] = ", ".join(gone)
     return report
+
+
+class _Sets:
+    """The data directories of a manifest under way.
+
+    As a context manager: all of them are there at the end, or none is.
+    """
+
+    def __init__(self, target: Path, instruct: Callable[[str, str], str]):
+        self.target, self.instruct = target, instruct
+        self._sets: dict[str, SetWriter] = {}
+        self._count: Counter[str] = Counter()  # rows a clip
+        self._references: dict[str, dict[str, None]] = {}
+        self._labels: dict[str, None] = {}
+        self._answers: dict[str, dict[str, None]] = {split: {} for split in SPLITS}
+
+    def __enter__(self) -> _Sets:
+        self._stack = ExitStack().__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._stack.__exit__(*failure)
+
+    def names(self) -> list[str]:
+        """Of the data directories."""
+        labels = {name for name in self._sets if name.endswith(LABEL_SET)}
+        captions = {name.replace(LABEL_SET, "_caption") for name in labels}
+        return sorted(({*self._sets} - labels) | captions)
+
+    def _set(self, name: str) -> SetWriter:
+        if name not in self._sets:
+            hidden = "." if name.endswith(LABEL_SET) else ""  # moved at the end
+            writer = SetWriter(self.target / (hidden + name), always=True)
+            self._sets[name] = self._stack.enter_context(writer)
+        return self._sets[name]
+
+    def take(
+        self,
+        row: dict[str, str],
+        clip: str,
+        audio: str,
+        segment: tuple[str, float, float] | None,
+        text: str,
+        task: str,
+        split: str,
+    ) -> None:
+        """Write one row to the sets that it belongs to."""
+        self._count[clip] += 1
+        question = clean(row["instruction"])
+        if task == "classification":
+            self._labels[text] = None
+        elif task == "question_answering":
+            self._answers[split][text] = None
+        sample = f"{clip}-{self._count[clip]:03d}"
+        names = [f"{split}_instruction"]
+        if split == "test":
+            names = [TEST_SETS[task]]
+            if task == "caption":
+                self._references.setdefault(clip, {})[text] = None
+            if task != "question_answering":
+                sample = clip
+        elif task == "caption":
+            names.insert(0, f"{split}_caption")
+        elif task == "classification":
+            names.insert(0, split + LABEL_SET)
+        for name in names:
+            one = self._set(name)
+            if sample == clip and clip in one.clips:
+                continue  # one line per clip; its other captions are references
+            instruction = question if task != "question_answering" else ""
+            if not instruction and (question or name.endswith("_instruction")):
+                instruction = self.instruct(task, question)
+            one.add(
+                sample,
+                clip,
+                audio,
+                text,
+                task,
+                clean(row["category"]).replace(" ", "_") or task,
+                source=clean(row["source"]).replace(" ", "_"),
+                instruction=instruction,
+                segment=segment,
+            )
+
+    def describe(self, corpus: str) -> None:
+        """What needs all rows: references, candidates, set.json."""
+        # Candidates come from training; a manifest of test rows has only its own.
+        known = sorted(self._answers["train"] or self._answers["test"])
+        for name, one in self._sets.items():
+            split = name.partition("_")[0]
+            tasks = sorted(one.tasks) if split == "test" else []
+            if name == "test_caption":
+                tasks = ["caption", "retrieval"]
+                for clip, texts in self._references.items():
+                    for text in sorted(texts):
+                        one.reference(clip, text)
+            one.describe(
+                labels=sorted(self._labels) if name == "test_class" else [],
+                answers=(
+                    known if name == "test_qa" and len(known) <= MAX_CANDIDATES else []
+                ),
+                name=name.replace(LABEL_SET, "_caption"),
+                corpus=corpus,
+                split=split,
+                tasks=tasks,
+                made_by="manifest",
+            )
+
+    def put_in_place(self) -> dict[str, Any]:
+        """Once all is written: captions are labels where nothing else has captions.
+
+        Returns:
+            Notes for the report: samples of each set, files left out.
+        """
+        notes: dict[str, Any] = {}
+        for name, one in self._sets.items():
+            caption = name.replace(LABEL_SET, "_caption")
+            if name.endswith(LABEL_SET):
+                if caption in self._sets:
+                    shutil.rmtree(one.folder)
+                    continue
+                put_in_place(one.folder, self.target / caption)
+            notes[f"samples in {caption}"] = one.samples
+            for file, count in one.left_out.items():
+                notes[f"{file} of {caption} left out"] = (
+                    f"{count} of {one.samples} samples have one"
+                )
+        return notes
 
 
 def _row(path: Path, line: int, row: dict[str, str], folder: Path, report: Report):
@@ -368,72 +421,3 @@ def _split(path, line, name, clip, fractions, seed, known) -> str | None:
         )
     split = SPLIT_NAMES[name] if name else drawn_split(clip, seed, fractions)
     return split if known.setdefault(clip, split) == split else None
-
-
-def _finish(target, sets, references, labels, answers, corpus, report) -> None:
-    """What needs all rows: references, candidates, set.json, files nobody needs."""
-    for split in ("train", "valid"):
-        caption, label = target / f"{split}_caption", target / f"{split}_labels"
-        if label.name in sets:
-            made = sets.pop(label.name)
-            if caption.name in sets:
-                _remove(label)
-            else:  # a corpus of labels alone: these are what stage 1 learns from
-                _remove(caption)
-                label.rename(caption)
-                sets[caption.name] = made
-    # Candidates come from training; a manifest of test rows alone has only its own.
-    known = list(answers["train"]) or list(answers["test"])
-    for name, one in sets.items():
-        folder = target / name
-        write_speakers(folder)
-        write_categories(folder)
-        empty = [n for n, file in one.files.items() if file.count < one.rows]
-        if all(v.endswith(" 0 -1") for v in _lines(folder / "segments")):
-            _whole_files(folder)
-        for file in {*empty} - {"wav.scp", "segments"}:
-            (folder / file).unlink()
-        tasks = sorted(one.tasks)
-        split = name.partition("_")[0]
-        if name == "test_caption":
-            tasks = ["caption", "retrieval"]
-            with SortedWriter(folder / "references") as out:
-                for clip, texts in references.items():
-                    for text in texts:
-                        out.add(f"{clip} {text}")
-        elif name == "test_class":
-            write_atomically(folder / "labels", sorted(labels))
-        elif name == "test_qa" and len(known) <= MAX_CANDIDATES:
-            write_atomically(folder / "answers", sorted(known))
-        if split != "test":
-            tasks = []
-        write_set(folder, corpus=corpus, split=split, tasks=tasks)
-        report.notes[f"samples in {name}"] = one.rows
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as stream:
-        for line in stream:
-            yield line.rstrip("\n")
-
-
-def _whole_files(folder: Path) -> None:
-    """No row names a stretch: wav.scp by sample, as most tools expect, no segments."""
-    recordings = dict(line.split(" ", 1) for line in _lines(folder / "wav.scp"))
-    with SortedWriter(folder / "wav.scp") as out:
-        for line in _lines(folder / "segments"):
-            sample, clip, *_ = line.split(" ")
-            out.add(f"{sample} {recordings[clip]}")
-    (folder / "segments").unlink()
-
-
-def _remove(folder: Path, known_only: bool = False) -> None:
-    """Remove a data directory, or only the files that an earlier run may have left."""
-    if not folder.is_dir():
-        return
-    known = {*SAMPLE_FILES, *PLAIN_FILES, "wav.scp", "spk2utt", "references"}
-    for path in folder.iterdir():
-        if not known_only or path.name in known:
-            path.unlink()
-    if not known_only:
-        folder.rmdir()

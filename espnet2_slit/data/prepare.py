@@ -25,10 +25,10 @@ from espnet2_slit.common import compat
 from espnet2_slit.common.files import atomic
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
 from espnet2_slit.data.clips import segment_fault
-from espnet2_slit.data.edit import rewrite
+from espnet2_slit.data.edit import copy_samples
 from espnet2_slit.data.kaldi_dir import DataDirError, read_map, read_pairs, sample_ids
 from espnet2_slit.data.report import Report
-from espnet2_slit.data.writer import SortedWriter
+from espnet2_slit.data.writer import SortedWriter, new_directory
 
 VERSION = 1  # raise it when the output for the same input changes
 CHECKED = "checked.jsonl"
@@ -354,14 +354,11 @@ def prepare(
                 f" about {left:.0f} s left"
             )
 
-    kept = _write_lists(source, target, clips, results, options, report)
-    if not kept:
+    if not _write_lists(source, target, clips, results, options, report, identity):
         raise DataDirError(
             f"{source}: none of {report.rows} clips is usable.\n  "
             + "\n  ".join(report.lines())
         )
-    report.kept = kept
-    report.write(target / "report.json", identity=identity)
     return report
 
 
@@ -416,6 +413,7 @@ def _write_lists(
     results: dict[Clip, dict],
     options: Options,
     report: Report,
+    identity: dict,
 ) -> int:
     """Write the target directory; returns the number of samples kept."""
     kept = set()
@@ -437,21 +435,21 @@ def _write_lists(
         kept &= present
     if not kept:
         return 0
-    target.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target / "report.json")  # from here on the directory is in between
-    rewrite(source, target, kept)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target / "segments")
     hours = 0.0
-    with (
-        SortedWriter(target / "wav.scp") as scp,
-        SortedWriter(target / "utt2num_samples") as lengths,
-    ):
-        for key in kept:
-            result = results[clips[key]]
-            scp.add(f"{key} {result['path']}")
-            lengths.add(f"{key} {result['samples']}")
-            hours += result["samples"] / options.sample_rate / 3600
-    report.notes["hours"] = round(hours, 3)
-    return len(kept)
+    (target / "report.json").unlink(missing_ok=True)  # it is not of this input
+    with new_directory(target) as fresh:
+        copy_samples(source, fresh, kept)
+        (fresh / "segments").unlink(missing_ok=True)
+        with (
+            SortedWriter(fresh / "wav.scp") as scp,
+            SortedWriter(fresh / "utt2num_samples") as lengths,
+        ):
+            for key in kept:
+                result = results[clips[key]]
+                scp.add(f"{key} {result['path']}")
+                lengths.add(f"{key} {result['samples']}")
+                hours += result["samples"] / options.sample_rate / 3600
+        report.notes["hours"] = round(hours, 3)
+        report.kept = len(kept)
+        report.write(fresh / "report.json", identity=identity)
+    return report.kept

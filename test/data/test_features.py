@@ -192,6 +192,15 @@ def test_other_files_are_copied_with_shapes(data_dir, tmp_path):
     assert shapes["c0-0"] == "25,12" and shapes["c6-1"] == "55,12"
 
 
+def test_a_cache_made_again_keeps_no_list_that_its_set_has_lost(data_dir, tmp_path):
+    encode_set(data_dir, tmp_path / "cache")
+    assert (tmp_path / "cache" / "references").is_file()
+    (data_dir / "references").unlink()
+    _, counts = encode_set(data_dir, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "references").exists()
+    assert counts == [(0, 3)]  # the frames stayed
+
+
 def test_killed_run_continues(data_dir, tmp_path):
     class Killed(PlainEncoder):
         def forward(self, speech, speech_lengths):

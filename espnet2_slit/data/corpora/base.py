@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from espnet2_slit.common.files import write_atomically
 from espnet2_slit.data.corpora.audio_index import AudioIndex, Prober, strip_suffix
 from espnet2_slit.data.corpora.fetch import Mirror
-from espnet2_slit.data.corpora.set_files import SetFiles
 from espnet2_slit.data.corpora.tables import CorpusError, clean
+from espnet2_slit.data.writer import SetWriter
 
 BATCH = 4096  # rows resolved and probed together; bounds what is held in memory
 CAPTION, QUESTION, CLASS = "caption", "question_answering", "classification"
@@ -238,7 +237,7 @@ class SetBuilder:
             CorpusError: no clip was found, or none was usable.
         """
         folder = Path(out) / self.plan.name
-        with SetFiles(folder) as files, self._prober() as prober:
+        with SetWriter(folder) as files, self._prober() as prober:
             rows = iter(self.plan.samples)
             while batch := list(itertools.islice(rows, BATCH)):
                 self._look_up(batch, prober)
@@ -247,7 +246,7 @@ class SetBuilder:
             self._count(files)
             if not files.samples:
                 raise CorpusError(self._nothing())
-        self._describe(files)
+            self._describe(files)
         return self.report
 
     def _prober(self) -> Prober:
@@ -307,7 +306,7 @@ class SetBuilder:
             self._rates[str(rate)] += 1
             self._channels[str(channels)] += 1
 
-    def _take(self, sample: Sample, files: SetFiles) -> None:
+    def _take(self, sample: Sample, files: SetWriter) -> None:
         """Writes one sample, unless its clip is left out or it says nothing new."""
         clip = self._clips[sample.clip]
         number = clip.rows  # counts every row, so ids do not depend on what is kept
@@ -357,7 +356,7 @@ class SetBuilder:
         self._seen.add(digest)
         return True
 
-    def _count(self, files: SetFiles) -> None:
+    def _count(self, files: SetWriter) -> None:
         plan, report = self.plan, self.report
         rows = sum(clip.rows for clip in self._clips.values())
         report.rows = plan.tally.pop("rows", 0) or rows
@@ -366,14 +365,12 @@ class SetBuilder:
         report.sample_rates, report.channels = dict(self._rates), dict(self._channels)
         report.kept_clips, report.kept_samples = len(files.clips), files.samples
 
-    def _describe(self, files: SetFiles) -> None:
+    def _describe(self, files: SetWriter) -> None:
         plan, report = self.plan, self.report
         kept = f"{report.kept_clips} of {report.clips} published clips"
         facts = json.dumps(asdict(report), indent=2, ensure_ascii=False)
         for name, content in (("txt", report.text()), ("json", facts)):
-            write_atomically(
-                files.folder / f"corpus_report.{name}", [content.rstrip("\n")]
-            )
+            files.write(f"corpus_report.{name}", [content.rstrip("\n")])
         scored = (plan.tasks or sorted(files.tasks)) if plan.evaluation else []
         part = role(plan.split, plan.evaluation)
         published = f"{plan.split} split" if plan.split != part else ""

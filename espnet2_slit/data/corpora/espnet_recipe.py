@@ -17,8 +17,8 @@ from pathlib import Path
 
 from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION, role
-from espnet2_slit.data.corpora.set_files import SetFiles
 from espnet2_slit.data.corpora.tables import CorpusError, clean, spell
+from espnet2_slit.data.writer import SetWriter
 
 QUESTION_FILES = ("instruction", "question.txt", "question")
 LABEL_PREFIX = "audio_class:"
@@ -59,7 +59,7 @@ def read_recipe_set(
     clips = kaldi_dir.clip_of(source)
     words: set[str] = set()
     left_out = 0
-    with SetFiles(out) as files:
+    with SetWriter(out) as files:
         for utterance in segments or recordings:
             given = [t[utterance] for t in texts if t.get(utterance)]
             if not given:
@@ -93,17 +93,17 @@ def read_recipe_set(
                     files.reference(clip, text)
         if not files.samples:
             raise CorpusError(f"{source}: wav.scp and text share no id.")
-    tasks = [CAPTION, "retrieval"] if task == CAPTION else [task]
-    files.describe(
-        tuple(sorted(words)),
-        answers=(),
-        corpus=source.name,
-        split=role(source.name, evaluation),
-        variant="",
-        tasks=tasks if evaluation else [],
-        zero_shot=zero_shot,
-        notes=f"{left_out} utterances without text left out" if left_out else "",
-    )
+        tasks = [CAPTION, "retrieval"] if task == CAPTION else [task]
+        files.describe(
+            tuple(sorted(words)),
+            answers=(),
+            corpus=source.name,
+            split=role(source.name, evaluation),
+            variant="",
+            tasks=tasks if evaluation else [],
+            zero_shot=zero_shot,
+            notes=f"{left_out} utterances without text left out" if left_out else "",
+        )
     return files.samples
 
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_slit.common.files import read_lines
-from espnet2_slit.data import kaldi_dir, writer
+from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
-from espnet2_slit.data.corpora.set_files import SetFiles
 from espnet2_slit.data.corpora.tables import CorpusError
+from espnet2_slit.data.writer import SetWriter
 
 # Wordings of questions made here; "{...}" is replaced. The first fits any label.
 PRESENCE = (
@@ -203,23 +203,22 @@ def mix(
         sizes = Counter(u.category for s in sources for u in _asked(s, wording, skip))
         copies = balanced_copies(sizes, alpha, size or sum(sizes.values()))
     counts: Counter[str] = Counter()
-    with SetFiles(out) as files:
+    with SetWriter(out) as files:
         for source in sources:
             for asked in _asked(source, wording, skip):
                 for utterance in _repeat(asked, copies, wording.seed):
                     _add(utterance, files)
                     counts[utterance.category] += 1
-    _refuse_twins(out)
-    writer.write_categories(out)
-    balance = "" if alpha is None else f", sizes^{alpha:g} balanced"
-    files.describe(
-        corpus="+".join(dict.fromkeys(s.name for s in sources)),
-        split=common_split(sources),
-        variant=f"instruction{balance}",
-        tasks=[],
-        zero_shot=False,
-        notes=f"made from {', '.join(s.name for s in sources)}; seed {wording.seed}",
-    )
+        balance = "" if alpha is None else f", sizes^{alpha:g} balanced"
+        names = ", ".join(s.name for s in sources)
+        files.describe(
+            corpus="+".join(dict.fromkeys(s.name for s in sources)),
+            split=common_split(sources),
+            variant=f"instruction{balance}",
+            tasks=[],
+            zero_shot=False,
+            notes=f"made from {names}; seed {wording.seed}",
+        )
     return dict(counts)
 
 
@@ -244,21 +243,19 @@ def join(sources: Iterable[Path], out: Path, skip: Container[str] = ()) -> int:
         CorpusError: two samples have one id.
     """
     sources = [Path(s) for s in sources]
-    with SetFiles(out) as files:
+    with SetWriter(out) as files:
         for source in sources:
             for utterance in read_utterances(source):
                 if utterance.id not in skip:
                     _add(utterance, files)
-    _refuse_twins(out)
-    writer.write_categories(out)
-    files.describe(
-        corpus="+".join(dict.fromkeys(s.name for s in sources)),
-        split=common_split(sources),
-        variant="",
-        tasks=[],
-        zero_shot=False,
-        notes="",
-    )
+        files.describe(
+            corpus="+".join(dict.fromkeys(s.name for s in sources)),
+            split=common_split(sources),
+            variant="",
+            tasks=[],
+            zero_shot=False,
+            notes="",
+        )
     return files.samples
 
 
@@ -401,7 +398,7 @@ def _some_captions(folder: Path, wording: Wording) -> list[tuple[str, str]]:
     return kept
 
 
-def _add(utterance: Utterance, files: SetFiles) -> None:
+def _add(utterance: Utterance, files: SetWriter) -> None:
     files.add(
         utterance.id,
         utterance.clip,
@@ -413,16 +410,6 @@ def _add(utterance: Utterance, files: SetFiles) -> None:
         instruction=utterance.instruction,
         segment=utterance.segment,
     )
-
-
-def _refuse_twins(folder: Path) -> None:
-    before = ""
-    for name, _ in kaldi_dir.read_pairs(folder / "text"):
-        if name == before:
-            raise CorpusError(
-                f"{folder}: two sources have the sample {name}. Give each source once."
-            )
-        before = name
 
 
 def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> int:
@@ -438,7 +425,7 @@ def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> in
     """
     facts = kaldi_dir.read_set(source)
     evaluation = "classification" in facts["tasks"]
-    with SetFiles(out) as files:
+    with SetWriter(out) as files:
         for utterance in read_utterances(source):
             words = utterance.text.split(MULTI_LABEL_SEPARATOR)
             label = words[0]
@@ -450,16 +437,16 @@ def caption_labels(source: Path, out: Path, template: str = LABEL_CAPTION) -> in
             _add(replace(utterance, text=sentence, instruction="", task=CAPTION), files)
             if evaluation:
                 files.reference(utterance.clip, sentence)
-    made = "captions made from labels"
-    labels = Path(source) / "labels"
-    files.describe(
-        # kept: two captions of one label are never each other's wrong caption
-        read_lines(labels) if labels.is_file() else (),
-        corpus=facts["corpus"],
-        split=facts["split"],
-        variant=facts["variant"],
-        tasks=["caption", "retrieval"] if evaluation else [],
-        zero_shot=facts["zero_shot"],
-        notes="; ".join(note for note in (facts["notes"], made) if note),
-    )
+        made = "captions made from labels"
+        labels = Path(source) / "labels"
+        files.describe(
+            # kept: two captions of one label are never each other's wrong caption
+            read_lines(labels) if labels.is_file() else (),
+            corpus=facts["corpus"],
+            split=facts["split"],
+            variant=facts["variant"],
+            tasks=["caption", "retrieval"] if evaluation else [],
+            zero_shot=facts["zero_shot"],
+            notes="; ".join(note for note in (facts["notes"], made) if note),
+        )
     return files.samples

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet2_slit.data import kaldi_dir
+from espnet2_slit.data import kaldi_dir, writer
 from espnet2_slit.data.corpora import instruction, leakage
 from espnet2_slit.data.corpora.base import (
     CAPTION,
@@ -98,6 +98,10 @@ def make(recipe: Recipe, out: Path) -> tuple[dict[str, int], list[Report]]:
             skip=leaking,
         )
         made[f"{part}_instruction"] = sum(counts.values())
+    for path in tests:
+        writer.write_set(path, made_by="recipe")
+    for name in writer.remove_sets(out, made, made_by="recipe"):
+        logging.warning("%s: removed, an earlier recipe made it", out / name)
     return made, reports
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.data.kaldi_dir import DataDirError
 
-class CorpusError(RuntimeError):
-    """The corpus on disk is not what its publisher ships; the message says where."""
+CorpusError = DataDirError  # one kind of error for data, wherever it comes from
 
 
 def clean(text: str) -> str:

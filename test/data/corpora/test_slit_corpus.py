@@ -73,6 +73,18 @@ def test_a_recipe_is_prepared_from_one_labelled_corpus(tree, tmp_path, capsys):
     assert f"{tmp_path / 'train_caption'}: 18 samples" in capsys.readouterr().out
 
 
+def test_a_test_set_that_a_recipe_no_longer_makes_is_gone(tree, tmp_path, caplog):
+    words = ["prepare", "--corpora", "esc50", "--root", f"esc50={tree('esc50')}"]
+    words += ["--out", str(tmp_path), "--jobs", "1"]
+    more = ["--zero_shot", "vggsound", "--root", f"vggsound={tree('vggsound')}"]
+    slit_corpus.main([*words, *more])
+    assert (tmp_path / "vggsound_test" / "wav.scp").is_file()
+    slit_corpus.main(words)
+    assert not (tmp_path / "vggsound_test").exists()
+    assert (tmp_path / "esc50_test" / "wav.scp").is_file()
+    assert "vggsound_test: removed" in caplog.text
+
+
 def test_a_recipe_mixes_corpora_and_leaves_leaking_samples_out(
     tree, tmp_path, column, caplog
 ):
