@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_slit.scoring.examples import audio_sources
+from espnet2_slit.scoring.findings import findings
 from espnet2_slit.scoring.folds import average_folds
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
 from espnet2_slit.scoring.metrics.score_table import (
     ScoreTable,
+    escape_markdown,
     markdown_tables,
     protocol_lines,
     read_scores,
@@ -174,6 +176,9 @@ def results_markdown(
         protocol_lines(table),
         "",
     ]
+    said = findings(table)
+    if said:
+        lines += ["### Warnings", "", *(f"- {escape_markdown(s)}" for s in said), ""]
     return "\n".join(lines)
 
 
@@ -324,6 +329,8 @@ def main(cmd: Sequence[str] | None = None) -> int:
     counts = {"scores": len(table.rows), "sets": len({r.set for r in table.rows})}
     counts["not computed"] = sum(bool(r.note) for r in table.rows)
     logging.info("%s in %s", json.dumps(counts), args.output_dir)
+    for sentence in findings(table):
+        logging.warning("%s", sentence)
     return 0
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import unicodedata
 from collections import Counter
 from typing import Any, Dict, List, Union
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from espnet2_slit.common import compat, templates
+from espnet2_slit.common.texts import normalize_caption
 
 compat.prepare_espnet_import()
 
@@ -84,12 +84,6 @@ def qformer_tokenizer_identity(tokenizer) -> Dict[str, Any]:
         "pad_id": tokenizer.pad_token_id,
         "bos_id": tokenizer.bos_token_id,
     }
-
-
-def normalize_caption(text: str) -> str:
-    """Lower-case, without punctuation and repeated blanks: equal means same caption."""
-    kept = (" " if unicodedata.category(c).startswith("P") else c for c in text.lower())
-    return " ".join("".join(kept).split()) or text.strip()
 
 
 def stable_id(text: str) -> int:

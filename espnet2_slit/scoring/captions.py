@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.texts import normalize_caption
 from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.bootstrap import Items, Score
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions, score_captions
@@ -19,6 +20,10 @@ from espnet2_slit.scoring.read import (
     spread,
 )
 
+TEXT_FORM = {
+    "ptb_java": "NFC, Penn Treebank tokens",
+    "python": "NFC, words of any script, Chinese and Japanese by character",
+}
 CHANCE = "a reference of another, random clip of the set"
 
 
@@ -38,12 +43,16 @@ def score(task: TaskOfSet) -> None:
     counts = Counter(len(r) for r in wanted)
     protocol = {
         "tokenizer": result.tokenizer,
+        "text_form": TEXT_FORM[result.tokenizer],
         "references_per_clip": ", ".join(map(str, sorted(counts))),
         "empty_hypotheses": result.empty,
+        "distinct_captions": len(set(map(normalize_caption, hypotheses))),
         "cider_d_document_frequency": "these references",
         "resampled": "clips",
         "chance": CHANCE,
     }
+    if protocol["distinct_captions"] == 1:
+        protocol["first_caption"] = hypotheses[0]
     chance = caption_chance(wanted, task.table.seed, task.options)
     task.add((), result.scores, protocol, len(ids), ids, chance)
     task.keep(_examples(ids, hypotheses, wanted, result.scores))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.texts import normalize_caption
+from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.scoring.metrics import retrieval
 from espnet2_slit.scoring.read import (
     EXAMPLES,
@@ -23,6 +25,9 @@ from espnet2_slit.scoring.read import (
 )
 
 CHANCE = "random order"
+# Rows beside the published protocol's.
+EQUAL_TEXTS = "equal_texts"
+SEVERAL_RELEVANT = "several_relevant"
 # Cells of a similarity matrix computed at once from embeddings.
 CELLS_PER_CHUNK = 16_000_000
 OURS = ("audio_ids", "text_audio_ids", "contrastive")
@@ -57,23 +62,23 @@ def score(task: TaskOfSet) -> None:
         ScoringError: ids, counts or shapes differ from the data's.
     """
     found = read_ranking(task)
-    counts = Counter(np.bincount(found.owner).tolist())
-    texts_of_a_clip = f"{min(counts)}-{max(counts)}" if len(counts) > 1 else min(counts)
+    _add_published(task, found)
+    _add_equal_texts(task, found)
+    _add_several_relevant(task, found)
+
+
+def _add_published(task: TaskOfSet, found: Ranking) -> None:
+    """Each text has one right clip, its own, as publications count."""
+    texts_of_a_clip = _range(np.bincount(found.owner))
     ranks = {}
     for (direction, how), matrix in found.matrices.items():
         to_audio = direction == "text_to_audio"
         metric = retrieval.text_to_audio if to_audio else retrieval.audio_to_text
         result = metric(matrix, found.owner)
         protocol = {
-            "direction": direction,
-            "reranked": how == "reranked",
-            "gallery": result.gallery,
-            "relevant_per_query": "1" if to_audio else str(texts_of_a_clip),
-            "map_divisor": "min(relevant, 10)",
-            "ties": "counted against the system",
+            "relevant_per_query": "1" if to_audio else texts_of_a_clip,
             "resampled": "clips; the gallery is kept",
-            "chance": CHANCE,
-        }
+        } | _protocol(direction, how, result)
         task.add(
             (direction, how),
             result.scores,
@@ -85,6 +90,111 @@ def score(task: TaskOfSet) -> None:
         if to_audio:
             ranks[how] = matrix, result.ranks[:, 0]
     task.keep(_examples(found, *ranks.get("reranked", ranks["contrastive"])))
+
+
+def _add_equal_texts(task: TaskOfSet, found: Ranking) -> None:
+    """Rows in which equal texts are one text, and all clips that have it are right.
+
+    Meant for sets whose texts are labels or come from few sentences, where the
+    published protocol calls clips wrong that a text describes. Nothing is added to a
+    set without equal texts.
+    """
+    number: dict[str, int] = {}
+    of_text = np.array(
+        [number.setdefault(normalize_caption(t), len(number)) for t in found.texts]
+    )
+    if len(number) == len(found.texts):
+        return
+    pairs = np.unique(np.stack([of_text, found.owner], axis=1), axis=0)
+    texts, clips = pairs[:, 0], pairs[:, 1]
+    for (direction, how), matrix in found.matrices.items():
+        # Copies of a text have one similarity, but not all of them may be re-ranked.
+        one = np.full((len(number), matrix.shape[1]), -np.inf, dtype=matrix.dtype)
+        np.maximum.at(one, of_text, matrix)
+        if direction == "text_to_audio":
+            relevant = retrieval.padded(texts, clips, len(number))
+            result, units = retrieval.ranked(one, relevant), list(number)
+        else:
+            relevant = retrieval.padded(clips, texts, len(found.audio_ids))
+            one = np.ascontiguousarray(one.T)
+            result = retrieval.ranked(one, relevant, shares=True)
+            units = found.audio_ids
+        protocol = {
+            "equal_texts": "one text, all its clips are right",
+            "relevant_per_query": _range((relevant >= 0).sum(axis=1)),
+            "resampled": "queries; the gallery is kept",
+        } | _protocol(direction, how, result)
+        where = (direction, how, EQUAL_TEXTS)
+        task.add(where, result.scores, protocol, result.queries, units, result.chance)
+
+
+def _add_several_relevant(task: TaskOfSet, found: Ranking) -> None:
+    """Text to audio with the further right clips that `relevant` names.
+
+    The protocol of DCASE 2025, task 6: mAP@16 over queries with several right clips.
+
+    Raises:
+        ScoringError: `relevant` names clips or texts that the set does not have.
+    """
+    path = task.data_dir / "relevant"
+    if not path.is_file():
+        return
+    clip_number = {clip: i for i, clip in enumerate(found.audio_ids)}
+    of_text: dict[str, list[int]] = {}
+    for i, text in enumerate(found.texts):
+        of_text.setdefault(normalize_caption(text), []).append(i)
+    pairs = set(enumerate(found.owner.tolist()))
+    for clip, text in read_pairs(path):
+        queries = of_text.get(normalize_caption(text), [])
+        if clip not in clip_number or not queries:
+            what = f"clip {clip!r}" if queries else f"text {text!r}"
+            raise ScoringError(
+                f"{path}: expected clips and texts of this set's references, found "
+                f"{what}; a line is a clip id and a text that describes this clip, too"
+            )
+        pairs |= {(query, clip_number[clip]) for query in queries}
+    query, clips = np.array(sorted(pairs)).T
+    relevant = retrieval.padded(query, clips, len(found.texts))
+    for (direction, how), matrix in found.matrices.items():
+        if direction != "text_to_audio":
+            continue
+        result = retrieval.ranked(
+            matrix, relevant, found.owner, shares=True, map_cutoffs=(10, 16)
+        )
+        protocol = {
+            "relevant": "a text's own clip and those of the file `relevant`",
+            "relevant_per_query": _range((relevant >= 0).sum(axis=1)),
+            "resampled": "clips whose texts are the queries; the gallery is kept",
+        } | _protocol(direction, how, result, "min(relevant, k)")
+        task.add(
+            (direction, how, SEVERAL_RELEVANT),
+            result.scores,
+            protocol,
+            result.queries,
+            found.audio_ids,
+            result.chance,
+        )
+
+
+def _protocol(
+    direction: str,
+    how: str,
+    result: retrieval.RetrievalScores,
+    divisor: str = "min(relevant, 10)",
+) -> dict[str, Any]:
+    return {
+        "direction": direction,
+        "reranked": how == "reranked",
+        "gallery": result.gallery,
+        "map_divisor": divisor,
+        "ties": "counted against the system",
+        "chance": CHANCE,
+    }
+
+
+def _range(counts: np.ndarray) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def read_ranking(task: TaskOfSet) -> Ranking:

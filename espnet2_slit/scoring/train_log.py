@@ -7,6 +7,7 @@ training starts at once.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -193,3 +194,83 @@ def read_steps(path: Path) -> dict[str, list[tuple[int, float]]]:
             at = (step.epoch - 1) * longest + step.batch
             curves.setdefault(name, []).append((at, value))
     return curves
+
+
+# Where the curves of a model start that knows nothing, and how far off them a model has
+# learned something (docs/learning_curves.md).
+MATCHING_ACCURACY_OF_NO = 0.67  # one right pair to two wrong ones
+LEARNED_MATCHING_ACCURACY = 0.70
+LEARNED_FALL = 0.99  # of the language model's loss, last epoch against first lines
+
+
+def stage_warnings(folder: Path) -> list[str]:
+    """What a finished stage has not learned.
+
+    Args:
+        folder: experiment folder with train.log.
+
+    Returns:
+        One sentence each, with the values that show it; [] for a healthy stage, and
+        for one without a finished epoch.
+    """
+    stage = read_training_log(folder)
+    name = f"stage {stage.name}"
+    nothing = _unlearned_representation(stage)
+    if len(nothing) == 2:
+        return [f"{name} has learned nothing: {', '.join(nothing.values())}{_SEE}"]
+    found = [
+        f"{name}: the {part} objective has learned nothing: {said}{_SEE}"
+        for part, said in nothing.items()
+    ]
+    first, last = _first_loss(folder), _last(stage, "loss_language_model", "train")
+    if first is not None and last is not None and last > LEARNED_FALL * first:
+        found.append(
+            f"{name} has learned nothing: loss_language_model {first:.3g} in the first"
+            f" steps, {last:.3g} in the last epoch{_SEE}"
+        )
+    return found
+
+
+_SEE = ". Too few steps, or see docs/learning_curves.md, what broken looks like"
+
+
+def _unlearned_representation(stage: Stage) -> dict[str, str]:
+    """Objective of representation learning -> the values of one that knows nothing."""
+    found = {}
+    accuracy = _last(stage, "accuracy_matching")
+    if accuracy is not None and accuracy < LEARNED_MATCHING_ACCURACY:
+        found["matching"] = (
+            f'matching accuracy {accuracy:.2f} (always "no": '
+            f"{MATCHING_ACCURACY_OF_NO:.2f})"
+        )
+    loss = _last(stage, "loss_contrastive")
+    recalls = [_last(stage, f"recall_{d}") for d in ("audio_to_text", "text_to_audio")]
+    known = [recall for recall in recalls if recall is not None]
+    if loss is not None and known:
+        recall = sum(known) / len(known)
+        # Of B pairs, knowing nothing gives the loss ln B and the recall 1 / B.
+        if recall < 0.5 and math.exp(loss) * recall < 1.5:
+            found["contrastive"] = (
+                f"contrastive loss {loss:.2f} with in-batch recall {recall:.3f}"
+                " (chance)"
+            )
+    return found
+
+
+def _last(stage: Stage, name: str, section: str = "") -> float | None:
+    """A curve's value in the last epoch: of validation, where it has any."""
+    curves = stage.curves.get(name, {})
+    curve = curves.get(section or "valid") or curves.get(section or "train")
+    if not curve or math.isnan(value := curve[max(curve)]):
+        return None
+    return value
+
+
+def _first_loss(folder: Path) -> float | None:
+    """The language model's loss in the first line of the first run."""
+    folder = Path(folder)
+    for path in (*_older_logs(folder), folder / "train.log"):
+        for line in read_lines_of(path) if path.is_file() else ():
+            if isinstance(line, Step) and "loss_language_model" in line.values:
+                return line.values["loss_language_model"]
+    return None

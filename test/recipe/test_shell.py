@@ -573,6 +573,24 @@ def test_follow_shows_epochs_and_counts(tmp_path):
     assert "something else" not in out
 
 
+def test_follow_ends_with_what_a_training_has_not_learned(tmp_path):
+    line = (
+        "[h] 2026 (trainer:1) INFO: 1epoch results: [train] accuracy_matching=0.667, "
+        "loss_contrastive=4.16, recall_audio_to_text=0.015, time=3 seconds"
+    )
+    (tmp_path / "mine").mkdir()
+    code, out, _ = follow(
+        tmp_path,
+        "mine/train.log",
+        "bash",
+        "-c",
+        f"echo {shlex.quote(line)} > mine/train.log",
+    )
+    assert code == 0
+    last = out.splitlines()[-1]
+    assert last.startswith("    Warning: stage mine has learned nothing: matching")
+
+
 def test_follow_shows_the_end_of_the_log_of_a_failed_command(tmp_path):
     script = "echo ValueError: the reason > x.log; echo noise >&2; exit 3"
     code, _, err = follow(tmp_path, "x.log", "bash", "-c", script)

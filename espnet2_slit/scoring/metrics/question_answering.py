@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from espnet2_slit.common.texts import bare
 from espnet2_slit.scoring.metrics.bootstrap import Items, grouped_mean_items
 
-NORMALISATION = "lower case, punctuation to blank, blanks collapsed"
-_PUNCTUATION = re.compile(r"[^\w\s']|_")
+NORMALISATION = (
+    "NFC, lower case, apostrophes dropped, punctuation and symbols to blank, a number's"
+    " minus and letters' marks kept, blanks collapsed"
+)
 YES_NO = frozenset({"yes", "no"})
 
 
@@ -22,7 +24,7 @@ def normalise(answer: str) -> str:
     >>> normalise(" Yes. ")
     'yes'
     """
-    return " ".join(_PUNCTUATION.sub(" ", answer.lower()).replace("'", "").split())
+    return bare(answer.replace("'", "").replace("’", ""))
 
 
 @dataclass(frozen=True)

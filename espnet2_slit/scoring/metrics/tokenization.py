@@ -2,7 +2,7 @@
 
 The COCO caption metrics are defined on lower-cased Penn Treebank tokens with
 punctuation removed, as made by Stanford CoreNLP 3.4.1. Without Java, `python` splits by
-one regular expression; scores name which of the two was used.
+one regular expression; scores name which of the two was used. Both read NFC.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import re
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+
+from espnet2_slit.common.texts import compose
 
 # What the COCO tokenizer drops after tokenising. Its brackets are in capitals, the
 # tokens in lower case, so brackets stay: kept, since published scores have it so.
@@ -28,7 +31,10 @@ INSTALL = (
 
 # What the Python tokenizer knows of the Treebank rules, in order of precedence:
 # abbreviations keep their full stop, clitics are cut off, numbers keep inner points
-# and commas, hyphenated words stay whole.
+# and commas, hyphenated words stay whole. Beyond English a word is a run of letters and
+# marks; an ideograph or kana, written without blanks, is one by itself.
+_LETTER = r"[\w\u0080-\U0010ffff]"
+_IDEOGRAPH = r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _ABBREVIATIONS = r"(?:mr|mrs|ms|dr|st|vs|etc|jr|sr|prof|inc|ltd|co|corp|no)\.(?=\s+\S)"
 _TOKEN = re.compile(
     rf"""
@@ -37,15 +43,16 @@ _TOKEN = re.compile(
     | [a-z]+(?=n't\b)                        # do|n't
     | n't\b
     | '(?:s|re|ve|ll|d|m)\b
-    | \d+(?:[.,:/]\d+)+ (?![\w])             # 3.5  1,000  10:30  1/2
-    | \w+(?:[-/]\w+)*                        # high-pitched  and/or
+    | (?<!\S)-\d+ (?![-\w.,:/])              # -5
+    | (?:(?<!\S)-)? \d+(?:[.,:/]\d+)+ (?![\w]) # 3.5  1,000  10:30  1/2  -0.5
+    | {_IDEOGRAPH}
+    | (?:(?!{_IDEOGRAPH}){_LETTER})+ (?:[-/](?:(?!{_IDEOGRAPH}){_LETTER})+)*
     | [^\w\s]
     """,
     re.VERBOSE,
 )
-# The Treebank tokenizer rewrites these into names that COCO drops ...
-_DROPPED = frozenset('"“”…–—')
-# ... and these into others.
+# The Treebank tokenizer rewrites these into others, and '"' into one that COCO drops.
+_ONE_SIGN = str.maketrans("’`−", "''-")
 _REWRITTEN = {
     "cannot": ["can", "not"],
     "gonna": ["gon", "na"],
@@ -117,11 +124,19 @@ def tokenize(
 
 def _tokenize_python(caption: str, word: dict[str, str]) -> list[str]:
     tokens = []
-    text = caption.lower().replace("’", "'").replace("`", "'")
+    text = compose(caption).lower().translate(_ONE_SIGN)
+    # The pattern takes for letters what is not ASCII.
+    text = "".join(c if c.isascii() else _apart(c) for c in text)
     for token in _TOKEN.findall(text):
         tokens += _REWRITTEN.get(token, [token])
-    kept = (t for t in tokens if t not in PUNCTUATION and t not in _DROPPED)
+    kept = (t for t in tokens if t not in PUNCTUATION and t != '"')
     return [word.setdefault(t, t) for t in kept]
+
+
+def _apart(character: str) -> str:
+    """A letter or mark as it is, punctuation as a blank, another sign by itself."""
+    kind = unicodedata.category(character)[0]
+    return {"P": " ", "Z": " ", "S": f" {character} "}.get(kind, character)
 
 
 def _tokenize_ptb_java(captions: Sequence[str], java: str) -> list[list[str]]:
@@ -140,7 +155,7 @@ def _tokenize_ptb_java(captions: Sequence[str], java: str) -> list[list[str]]:
         source, result = Path(folder) / "captions.txt", Path(folder) / "tokens.txt"
         with open(source, "w", encoding="utf-8") as f:
             # One line each: whatever else counts as a line break becomes a blank.
-            f.writelines(" ".join(caption.split()) + "\n" for caption in captions)
+            f.writelines(" ".join(compose(c).split()) + "\n" for c in captions)
         command = [java, "-Dfile.encoding=UTF-8", "-cp", str(jar)]
         command += ["edu.stanford.nlp.process.PTBTokenizer"]
         command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(source)]

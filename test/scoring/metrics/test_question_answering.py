@@ -14,10 +14,20 @@ from espnet2_slit.scoring.metrics.question_answering import exact_match, normali
         ("high-pitched", "high pitched"),
         ("A_B", "a b"),
         ("...", ""),
+        ("नहीं", "नहीं"),
+        ("-5", "-5"),
+        ("cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_normalisation(answer, expected):
     assert normalise(answer) == expected
+
+
+def test_answers_that_differ_in_vowel_signs_or_in_the_minus_differ():
+    """Hindi "is" and "are" differ in a sign alone, 5 and -5 in one, too."""
+    right, wrong = ["है", "5"], ["हैं", "-5"]
+    found = exact_match(wrong, right, ["q", "r"], ["a", "b"])
+    assert found["all_rows"].items.value == 0
 
 
 @given(st.text())

@@ -24,6 +24,27 @@ def test_python_tokenizer_lower_cases_and_drops_punctuation():
     assert tokens[1] == []
 
 
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("कुत्ता भौंक रहा है।", "कुत्ता भौंक रहा है"),
+        ("Ein Müller läßt “ÄÖÜ” los – laut", "ein müller läßt äöü los laut"),
+        ("يَنبح الكلب، بصوت عالٍ", "يَنبح الكلب بصوت عالٍ"),
+        ("狗在叫，很大声。", "狗 在 叫 很 大 声"),
+        ("from -5 to −0.5, pre-5", "from -5 to -0.5 pre-5"),
+    ],
+)
+def test_python_tokenizer_splits_every_script_by_words(caption, words):
+    assert tokenize([caption], "python")[0] == [words.split()]
+
+
+def test_two_spellings_of_a_letter_are_one_token():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for tokenizer in ("python", "auto"):
+        found = tokenize([composed, decomposed], tokenizer)[0]
+        assert found[0] == found[1] == [composed]
+
+
 @needs_java
 def test_java_tokenizer_matches_coco(tmp_path):
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer

@@ -5,8 +5,8 @@
 
 The first argument names log files (a pattern such as decode.*.log is allowed). Training
 shows one line per epoch and now and then the running loss, other programs the lines in
-which they count. When the command fails, the end of the log is shown and its exit code
-is returned.
+which they count. A training ends with what it has not learned. When the command fails,
+the end of the log is shown and its exit code is returned.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from espnet2_slit.scoring import train_log
 
@@ -135,6 +136,9 @@ def main(argv):
         time.sleep(0.2)
         follower.show()
     follower.show()
+    if process.returncode == 0 and os.path.basename(argv[0]) == "train.log":
+        for sentence in train_log.stage_warnings(Path(argv[0]).parent):
+            print(f"    Warning: {sentence}", flush=True)
     if process.returncode:
         said.seek(0)
         if not tail(argv[0]):
