@@ -14,6 +14,8 @@ import io
 import json
 import logging
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,23 +23,31 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from espnet2_slit.common import compat
 from espnet2_slit.common.files import atomic
-from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
+from espnet2_slit.data.audio import AudioError, Reading, probe, read, to_mono
 from espnet2_slit.data.clips import segment_fault
 from espnet2_slit.data.edit import copy_samples
 from espnet2_slit.data.kaldi_dir import DataDirError, read_map, read_pairs, sample_ids
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import SortedWriter, new_directory
 
-VERSION = 1  # raise it when the output for the same input changes
+VERSION = 2  # raise it when the output for the same input changes
 CHECKED = "checked.jsonl"
-# What a message of audio_io is counted as; anything else is "unreadable audio".
+# What a message of `audio` is counted as; anything else is "unreadable audio".
 REASONS = {
     "no such audio file": "missing audio",
     "(0 bytes)": "empty file",
     "truncated": "truncated audio",
     "NaN": "NaN or infinite samples",
+    "it is damaged": "corrupt samples",
+    "no format gives": "corrupt samples",
+    "breaks off": "truncated audio",
+    "has sample rate": "impossible sample rate",
+    "exit status": "command failed",
+    "not installed": "needs ffmpeg or PyAV",
     " s of audio": "0 s of audio",
     "has no audio from": "segment outside the file",
     "shorter than": "too short",
@@ -108,18 +118,55 @@ def is_kaldi(source: str) -> bool:
     )
 
 
-def _read_kaldi(source: str, options: Options):
-    """Audio of a `command |` or `file.ark:123` as ESPnet's own loader reads it."""
+def _read_kaldi(clip: Clip, options: Options) -> Reading:
+    """Audio of a `command |` or `file.ark:123`, as of a file with the same content."""
+    source, rate = clip.source, options.sample_rate
+    content = _output(source) if source.endswith("|") else _wav_in_ark(source)
+    if content is not None:
+        return read(source, rate, clip.start_s, clip.end_s, content)
     try:
-        value = compat.kaldi_io().load_mat(source)
-    except Exception as error:  # whatever the command or the ark reader raises
+        first, second = compat.kaldi_io().load_mat(source)
+        hertz, audio = (first, second) if np.ndim(first) == 0 else (second, first)
+    except Exception as error:  # whatever the reader of arks raises
         raise AudioError(
             f"{source}: cannot be read ({type(error).__name__}: {error})."
-            " Run the command by hand, or check the ark"
+            " Check the ark and the number of its byte."
         ) from error
-    first, second = value
-    rate, audio = (first, second) if isinstance(first, int) else (second, first)
-    return to_mono(audio, rate, options.sample_rate, name=source)
+    audio = to_mono(audio, hertz, rate, name=source)
+    end = None if clip.end_s < 0 else round(clip.end_s * rate)
+    return Reading(audio[round(clip.start_s * rate) : end])
+
+
+def _output(command: str) -> bytes:
+    """What a command of wav.scp writes, run by the shell as Kaldi does.
+
+    Raises:
+        AudioError: any program of the pipeline fails; half its audio may have come.
+    """
+    shell = shutil.which("bash")
+    words = [shell, "-o", "pipefail", "-c"] if shell else ["sh", "-c"]
+    line = command.rstrip().removesuffix("|")
+    done = subprocess.run([*words, line], capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise AudioError(
+            f"{command}: the command failed with exit status {done.returncode}"
+            f" ({said[-1] if said else 'it says nothing'}). Run it by hand."
+        )
+    return done.stdout
+
+
+def _wav_in_ark(source: str) -> bytes | None:
+    """The WAV file at a place in an ark, of any encoding; None: something else is."""
+    path, _, offset = source.rpartition(":")
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        stream.seek(int(offset))
+        head = stream.read(8)
+        if head[:4] == b"RIFF":
+            size = int.from_bytes(head[4:], "little")
+            # Writers to a pipe leave a placeholder near 2^31 or 2^32 here.
+            return head + stream.read(size if size < 0x7FFFF000 else -1)
+    return None
 
 
 def check_clip(clip: Clip, folder: str, options: Options) -> dict:
@@ -150,36 +197,25 @@ def _stamp(source: str) -> list[int]:
 
 
 def _checked(clip: Clip, folder: str, options: Options) -> dict:
-    notes = []
     if is_kaldi(clip.source):
-        audio = _read_kaldi(clip.source, options)
-        if not clip.whole:
-            first = round(clip.start_s * options.sample_rate)
-            end = (
-                len(audio)
-                if clip.end_s < 0
-                else round(clip.end_s * options.sample_rate)
-            )
-            audio = audio[first:end]
-            notes.append("cut by segments")
-        notes.append("read through a command or ark")
+        found, notes = _read_kaldi(clip, options), ["read through a command or ark"]
     else:
         info = probe(clip.source)
         end_s = info.duration_s if clip.end_s < 0 else min(clip.end_s, info.duration_s)
         _check_duration(clip.source, end_s - clip.start_s, options)
-        fits = info.sample_rate == options.sample_rate and info.channels == 1
-        if info.sample_rate != options.sample_rate:
-            notes.append("resampled")
-        if info.channels > 1:
-            notes.append("down-mixed")
-        if clip.whole and fits and options.check == "header":
+        fits = clip.whole and info.plain and info.channels == 1
+        fits = fits and info.sample_rate == options.sample_rate
+        if fits and options.check == "header" and not info.floats:
             samples = round(info.duration_s * info.sample_rate)
-            return {"path": clip.source, "samples": samples, "note": notes}
-        audio = read_audio(clip.source, options.sample_rate, clip.start_s, clip.end_s)
-        if clip.whole and fits:
-            return {"path": clip.source, "samples": len(audio), "note": notes}
-        if not clip.whole:
-            notes.append("cut by segments")
+            return {"path": clip.source, "samples": samples, "note": []}
+        found = read(clip.source, options.sample_rate, clip.start_s, clip.end_s)
+        if fits and not found.notes:
+            return {"path": clip.source, "samples": len(found.samples), "note": []}
+        notes = ["resampled"] if info.sample_rate != options.sample_rate else []
+        notes += ["down-mixed"] if info.channels > 1 else []
+    notes += [] if clip.whole else ["cut by segments"]
+    notes += [note.partition(" (")[0] for note in found.notes]
+    audio = found.samples
     _check_duration(clip.source, len(audio) / options.sample_rate, options)
     name = clip.key(options)
     path = Path(folder) / name[:2] / f"{name}.{options.audio_format}"

@@ -133,7 +133,7 @@ def test_a_command_in_wav_scp_is_read_as_espnet_reads_it(tmp_path):
 def test_a_command_that_fails_is_counted(tmp_path):
     source = corpus(tmp_path, {"x": "false |", "y": write(tmp_path / "y.wav", tone())})
     report = prepare.prepare(source, tmp_path / "dump" / "set")
-    assert report.dropped == {"unreadable audio": 1}
+    assert report.dropped == {"command failed": 1}
 
 
 def test_samples_of_a_clip_share_one_check_and_one_file(tmp_path, monkeypatch):

@@ -250,14 +250,14 @@ def test_audio_removed_while_it_is_prepared_is_dropped_and_counted(
     corpus, tmp_path, monkeypatch
 ):
     gone = tmp_path / "wav" / "05.wav"
-    read = prepare.read_audio
+    read = prepare.read
 
     def remove_and_read(path, *args):
         if path == str(gone) and gone.exists():
             gone.unlink()  # between its header and its samples
         return read(path, *args)
 
-    monkeypatch.setattr(prepare, "read_audio", remove_and_read)
+    monkeypatch.setattr(prepare, "read", remove_and_read)
     report = prepare.prepare(corpus, tmp_path / "dump" / "train")
     assert (report.rows, report.kept) == (12, 11)
     assert report.dropped == {"missing audio": 1}
