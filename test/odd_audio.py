@@ -243,7 +243,8 @@ def chains_and_streams() -> list[Odd]:
     cases += [
         Odd("id3.mp3", tag + one, decode(one)),
         Odd("id3v1.mp3", bare + b"TAG" + bytes(125), decode(one), NO_LENGTH, "", 1),
-        Odd("junk_before.mp3", bytes(100) + b"\xff" + bare, decode(one), NO_LENGTH, "", 1),
+        Odd("junk_before.mp3", bytes(99) + b"\xff" + bare, decode(one), NO_LENGTH,
+            "", 1),
     ]  # fmt: skip
     for label, options in (
         ("vorbis.ogg", {}),
@@ -284,8 +285,9 @@ def values() -> list[Odd]:
     for value in (np.nan, np.inf, -np.inf):
         broken = X.copy()
         broken[5] = value
-        cases.append(Odd(f"{value}.wav", encode(broken, subtype="FLOAT"), None,
-                         "1 of 6400 samples are NaN", "NaN or infinite samples"))  # fmt: skip
+        content = encode(broken, subtype="FLOAT")
+        cases.append(Odd(f"{value}.wav", content, None, "1 of 6400 samples are NaN",
+                         "NaN or infinite samples"))  # fmt: skip
     for peak in (1.2, 6.0, 40.0):
         for kind, subtype in (("WAV", "FLOAT"), ("W64", "DOUBLE"), ("AU", "FLOAT")):
             hot = X / np.abs(X).max()
@@ -318,7 +320,9 @@ def values() -> list[Odd]:
     ]
     opposite = np.stack([X, -X], axis=1) * 3
     hot = X / np.abs(X).max()
-    cases.append(Odd("hot_opposite.wav", encode(opposite, subtype="FLOAT"), hot, CANCEL))
+    cases.append(
+        Odd("hot_opposite.wav", encode(opposite, subtype="FLOAT"), hot, CANCEL)
+    )
     return cases
 
 

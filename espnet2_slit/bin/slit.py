@@ -497,6 +497,8 @@ def main(cmd=None):
     args = get_parser().parse_args([_option(word) for word in words])
     warnings.simplefilter("ignore", FutureWarning)  # torch's, of what ESPnet calls
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    # What was mended in a file, or left out, is said; the libraries' warnings are not.
+    logging.getLogger("espnet2_slit").setLevel(logging.WARNING)
     try:
         if getattr(args, "files", None):
             args.files = files_below(args.files)

@@ -370,6 +370,19 @@ def _other(source: _Source, kind: str):
 # ------------------------------------------------------------------------ reading
 
 
+def is_audio(path) -> bool:
+    """Whether a file is audio by its content, or at least by its name."""
+    if os.fspath(path).lower().endswith(containers.AUDIO_SUFFIXES):
+        return True
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as stream:
+            return containers.kind_of(stream.read(containers.HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
 def probe(path):
     """Look into a file.
 

@@ -388,7 +388,7 @@ _RATES = {
 
 
 def _mpeg_frame(data, at: int) -> _Frame | None:
-    """The frame that begins here; None if none does. ISO/IEC 11172-3 section 2.4.2.3."""
+    """The frame that begins here, or None. ISO/IEC 11172-3, section 2.4.2.3."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
         return None
     (word,) = struct.unpack_from(">I", data, at)

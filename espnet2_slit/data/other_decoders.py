@@ -26,7 +26,7 @@ class DecoderError(ValueError):
 
 
 def available() -> str | None:
-    """"ffmpeg", "PyAV", or None where neither is installed."""
+    """Which of the two is used: ffmpeg, PyAV, or None where neither is."""
     if shutil.which("ffmpeg"):
         return "ffmpeg"
     return "PyAV" if find_spec("av") else None

@@ -63,8 +63,9 @@ class Options:
         sample_rate: Hz that the encoder takes.
         min_duration_s: shorter clips are dropped.
         max_duration_s: longer clips are dropped; 0: none are.
-        check: "full" decodes every file, "header" only opens it (faster on a file
-            server; truncated files and NaN are then met in training).
+        check: "full" decodes every file, "header" only opens it, but for floats, which
+            may lie above full scale (faster on a file server; damage behind a header
+            that is right is then met in training).
         audio_format: of converted clips, "flac" or "wav".
     """
 

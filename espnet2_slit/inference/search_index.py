@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from espnet2_slit.common.files import atomic, read_json, write_json
-from espnet2_slit.data.audio import AudioError, probe
+from espnet2_slit.data.audio import AudioError, is_audio, probe
 from espnet2_slit.data.feature_cache import identity_differences
 from espnet2_slit.inference.slit import (
     SLIT,
@@ -39,9 +40,8 @@ from espnet2_slit.model.frozen import fingerprint
 SCHEMA = 1
 DEFAULT_NAME = ".slit_index"  # in the folder of audio
 PART_CLIPS = 1000
-# What libsndfile reads; other names are passed over without a word.
-SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus",
-            ".w64", ".wav")  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,29 @@ def model_identity(slit: SLIT) -> dict:
 
 
 def find_audio(folder: str | os.PathLike) -> Iterator[str]:
-    """Audio files below a folder, relative to it, in order.
+    """Audio files below a folder, relative to it, in order; by content, not by name.
 
-    Links to folders are not followed, hidden names are left out.
+    A file that bears an audio name but is none comes, too, so that whoever reads it can
+    say what is wrong. How many others were passed over is logged. Links to folders are
+    not followed, hidden names are left out.
     """
+    passed: Counter[str] = Counter()
     for root, folders, files in os.walk(os.fspath(folder)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(root, name), folder)
+            if name.startswith("."):
+                continue
+            path = os.path.join(root, name)
+            if is_audio(path):
+                yield os.path.relpath(path, folder)
+            else:
+                passed[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+    if passed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(8))
+        logger.warning(
+            "%s: %d files are no audio by name or content (%s)",
+            folder, sum(passed.values()), kinds,
+        )  # fmt: skip
 
 
 class SearchIndex:
@@ -177,8 +191,12 @@ class SearchIndex:
             self.root = folder
             there = {}
             for name in find_audio(folder):
-                status = (folder / name).stat()
-                there[name] = (status.st_size, status.st_mtime_ns)
+                try:
+                    status = (folder / name).stat()
+                except OSError:  # a link to nothing; reading it says so
+                    there[name] = (0, 0)
+                else:
+                    there[name] = (status.st_size, status.st_mtime_ns)
             known, removed = self._forget(there)
             new = [name for name in there if name not in known]
             added, skipped = self._embed(slit, new, there, progress)
@@ -253,7 +271,7 @@ class SearchIndex:
             self._write(self.path / f"part.{last:05d}.npz", content)
             added += len(kept)
         for name, fault in skipped.items():
-            logging.warning("left out %s: %s", name, fault)
+            logger.warning("left out %s: %s", name, fault)
         return added, skipped
 
     def _embed_some(self, slit, names, skipped):

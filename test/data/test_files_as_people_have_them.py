@@ -37,7 +37,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(files, tmp_path_factory):
-    """One table of all files, through from_manifest and prepare: (report, {name: wav})."""
+    """A table of all files, from_manifest, prepare: (report, {name: wav})."""
     root = tmp_path_factory.mktemp("prepared")
     table = root / "table.csv"
     with open(table, "w", encoding="utf-8", newline="") as stream:

@@ -231,11 +231,16 @@ def test_processes_give_the_same_files_as_one(tmp_path):
         assert (tmp_path / one[key]).read_bytes() == (tmp_path / two[key]).read_bytes()
 
 
-def test_header_check_does_not_decode(tmp_path):
-    not_a_number(tmp_path / "x.wav")
-    source = corpus(tmp_path, {"x": tmp_path / "x.wav"})
+def test_header_check_decodes_only_what_may_lie_above_full_scale(tmp_path):
+    path = write(tmp_path / "x.flac", tone())
+    content = bytearray(open(path, "rb").read())
+    content[-200:] = bytes(200)  # damaged, which decoding would tell
+    open(path, "wb").write(content)
+    not_a_number(tmp_path / "y.wav")
+    source = corpus(tmp_path, {"x": path, "y": tmp_path / "y.wav"})
     report = prepare.prepare(source, tmp_path / "dump" / "set", Options(check="header"))
     assert report.kept == 1
+    assert report.dropped == {"NaN or infinite samples": 1}
 
 
 def test_a_wav_from_a_pipe_with_an_unknown_length_is_not_truncated(tmp_path):
