@@ -130,7 +130,7 @@ class _Source:
             finally:
                 os.close(handle)
             return
-        data = self.data if self.content is None else bytearray(self.content)
+        data: Any = self.data if self.content is None else bytearray(self.content)
         for at, right in layout.patches.items():
             data[at : at + len(right)] = right
         if isinstance(data, mmap.mmap):

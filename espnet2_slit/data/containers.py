@@ -191,7 +191,7 @@ def _of_chunks(data, kind: str) -> Layout:
     if missing > SLACK_BYTES:
         layout.missing = missing
         return layout
-    stale = missing < 0 and not _ends_well(data, block)
+    stale = missing < 0 and not _ends_well(data, block, block.size)
     if missing > 0 or (stale and present >= block.frame):
         size = present - present % block.frame + block.extra
         if size < 2 ** (8 * struct.calcsize(block.size_form)):
@@ -200,19 +200,20 @@ def _of_chunks(data, kind: str) -> Layout:
     return layout
 
 
-def _ends_well(data, block: _Block) -> bool:
+def _ends_well(data, block: _Block, size: int) -> bool:
     """Whether other chunks, padding or nothing follow the samples.
 
     A recorder that was killed leaves the size of its last update: audio follows.
     """
-    end = block.start + block.size
+    end = block.start + size
     if len(data) - end < max(block.frame, 2):
         return True
-    if block.size and not bytes(data[end : end + 65536]).strip(b"\0"):
+    if size and not bytes(data[end : end + 65536]).strip(b"\0"):
         return True
     if data[end : end + 3] in (b"TAG", b"ID3"):
         return True
-    name = bytes(data[end + block.size % 2 :][:4])
+    end += size % 2
+    name = bytes(data[end : end + 4])
     return len(name) == 4 and all(32 <= c < 127 for c in name)
 
 
@@ -450,7 +451,8 @@ def _mpeg(data) -> Layout:
     are marked as to be decoded to their end.
     """
     at, like = _next_frame(data, 0), 0
-    parts: list[list] = []  # [start, end, promised or None, frames, samples]
+    # [start, end, promised or None, frames, samples, end of the first frame]
+    parts: list[list] = []
     while at >= 0:
         frame = _mpeg_frame(data, at)
         if frame is None or (like and frame.like != like):
@@ -464,7 +466,7 @@ def _mpeg(data) -> Layout:
             promised = None
             if tagged and data[mark + 7] & 1:
                 (promised,) = struct.unpack_from(">I", data, mark + 8)
-            parts.append([at, at, promised, 0, 0])
+            parts.append([at, at, promised, 0, 0, at + frame.size])
         like = frame.like
         if not tagged:
             parts[-1][3] += 1
@@ -472,12 +474,12 @@ def _mpeg(data) -> Layout:
         at += frame.size
         parts[-1][1] = at
     missing, found = 0, []
-    for start, end, promised, frames, samples in parts:
+    for start, end, promised, frames, samples, second in parts:
         exact = promised == frames
         if promised is not None and promised > frames + 2:
             missing += (promised - frames) * max((end - start) // max(frames, 1), 1)
         elif promised is not None and promised < frames:  # a chain
-            start += _mpeg_frame(data, start).size
+            start = second
         if frames:
             found.append((start, end, exact, samples))
     if len(found) > 1:
