@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 from alternate import machine, spread, timed, write
+from scoring import make_captions
 
 from espnet2_slit.common import compat
 from espnet2_slit.scoring.metrics.captioning import ngram_scores, rouge_l
 from espnet2_slit.task import SLITTask
-from scoring import make_captions
 
 compat.prepare_espnet_import()
 
