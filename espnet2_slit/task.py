@@ -24,8 +24,9 @@ from espnet2_slit.common.checkpoint import (
     read_weights,
 )
 from espnet2_slit.common.files import read_yaml
+from espnet2_slit.common.identity import identity_differences
 from espnet2_slit.common.precision import choose_precision
-from espnet2_slit.data.feature_cache import check_features, identity_differences
+from espnet2_slit.data.feature_cache import check_features
 from espnet2_slit.data.preprocessor import (
     SLITPreprocessor,
     load_qformer_tokenizer,
@@ -74,8 +75,6 @@ IDENTITIES = {
     "language_model_identity": "language_model",
     "qformer_tokenizer_identity": "qformer_tokenizer",
 }
-# Where weights lay and how they are held in memory is free to change.
-NOT_IDENTITY = ("path", "revision", "dtype", "load_in_bits")
 
 
 class IdentityError(RuntimeError):
@@ -268,9 +267,12 @@ class SLITTask(AbsTask):
         cls, args: argparse.Namespace, previous: Dict[str, Any]
     ) -> None:
         """A run goes on with the frozen parts and from the checkpoint it began with."""
+        before = argparse.Namespace(**previous)
         for name in IDENTITIES:
             if getattr(args, name) is None:
                 setattr(args, name, previous.get(name))
+            if _configured(args, name) != _configured(before, name):
+                _forget_place(args, name)
         began = previous.get("init_fingerprints", args.init_fingerprints)
         if began != args.init_fingerprints:
             start = " ".join(previous.get("initialized_from", [])) or "no checkpoint"
@@ -446,6 +448,8 @@ class SLITTask(AbsTask):
     ) -> SLITModel:
         """The model around an encoder that is built, or around cached features."""
         parts = {}
+        _check_place(args, "language_model_identity")
+        _check_place(args, "qformer_tokenizer_identity")
         if args.language_model:
             from espnet2_slit.model.language_model import load_language_model
 
@@ -537,7 +541,7 @@ class SLITTask(AbsTask):
         cls, args: argparse.Namespace
     ) -> Tuple[Optional[torch.nn.Module], Dict[str, Any]]:
         """The audio encoder or None, and the facts about its frames."""
-        from espnet2_slit.model.frozen import fingerprint
+        from espnet2_slit.common.identity import fingerprint
 
         if not args.features:
             if not args.audio_encoder:
@@ -548,6 +552,7 @@ class SLITTask(AbsTask):
                 )
             from espnet2_slit.model.audio_encoder import build_audio_encoder
 
+            _check_place(args, "audio_encoder_identity")
             cls._choose_encoder_precision(args, args.audio_encoder_identity)
             encoder = build_audio_encoder(args.audio_encoder, **args.audio_encoder_conf)
             _record(args, "audio_encoder_identity", encoder.identity())
@@ -673,7 +678,11 @@ class SLITTask(AbsTask):
             options[name] = value
         # the cache is of the training set; weights come from the model file
         options.update(features="", qformer_init="", init_param=[])
-        return argparse.Namespace(**options)
+        args = argparse.Namespace(**options)
+        for name, option in IDENTITIES.items():
+            if option.partition(".")[0] in overrides:
+                _forget_place(args, name)
+        return args
 
 
 def _setting(owner: Any, conf: Dict[str, Any], name: str) -> Any:
@@ -683,7 +692,7 @@ def _setting(owner: Any, conf: Dict[str, Any], name: str) -> Any:
 
 def _fingerprints(init_param: List[str]) -> List[str]:
     """What the weights of --init_param are; missing ones are an error elsewhere."""
-    from espnet2_slit.model.frozen import fingerprint
+    from espnet2_slit.common.identity import fingerprint
 
     paths = [spec.partition(":")[0] for spec in init_param]
     return [fingerprint(path) for path in paths if Path(path).exists()]
@@ -695,6 +704,37 @@ def _facts(encoder: torch.nn.Module) -> Dict[str, Any]:
     return {name: getattr(encoder, name) for name in names}
 
 
+def _configured(args: argparse.Namespace, name: str) -> str:
+    """What the options name as the part that an identity belongs to; "" if nothing."""
+    option, _, key = IDENTITIES[name].partition(".")
+    value = getattr(args, option)
+    return str((value.get(key) if key else value) or "")
+
+
+def _forget_place(args: argparse.Namespace, name: str) -> None:
+    """The user says anew where a part is, which may now be on the Hub."""
+    identity = getattr(args, name)
+    if identity:
+        kept = {key: value for key, value in identity.items() if key != "local"}
+        setattr(args, name, kept)
+
+
+def _check_place(args: argparse.Namespace, name: str) -> None:
+    """A frozen part that was a file when it was recorded is still one.
+
+    Raises:
+        IdentityError: it is not there; transformers would ask the Hub for its name.
+    """
+    place = _configured(args, name)
+    local = (getattr(args, name) or {}).get("local")
+    if local and place and not Path(place).exists():
+        raise IdentityError(
+            f"{IDENTITIES[name]}: expected a file or folder at {place}, where there "
+            "was one when this model was trained, found nothing. Put it back, or give "
+            "its place now."
+        )
+
+
 def _record(args: argparse.Namespace, name: str, found: Dict[str, Any]) -> None:
     """Note a frozen part's identity in the options, or compare it with the noted one.
 
@@ -703,10 +743,11 @@ def _record(args: argparse.Namespace, name: str, found: Dict[str, Any]) -> None:
     """
     expected = getattr(args, name, None)
     if expected is None:
+        if Path(_configured(args, name) or "").exists():
+            found = {**found, "local": True}  # once moved, it is not to be downloaded
         setattr(args, name, found)
         return
-    compared = {k: v for k, v in expected.items() if k not in NOT_IDENTITY}
-    differences = identity_differences(compared, found)
+    differences = identity_differences(expected, found)
     if differences:
         part = name.removesuffix("_identity").replace("_", " ")
         raise IdentityError(

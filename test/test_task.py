@@ -415,6 +415,40 @@ def test_moved_frozen_parts_are_accepted(stages, tmp_path, tiny_parts):
         load(stages["generative"], overrides={"langauge_model": "x"})
 
 
+def test_a_part_that_was_a_folder_is_not_asked_from_the_hub(
+    tmp_path, monkeypatch, tiny_parts, tiny_features, train_command
+):
+    """A relative path of two parts looks like "owner/name"."""
+    from espnet2_slit.model import language_model
+    from espnet2_slit.task import IdentityError
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "exp"
+    shutil.copytree(tiny_parts.t5, "models/t5")
+    main(train_command("generative", folder, "--language_model", "models/t5"))
+    assert config(folder)["language_model_identity"]["local"] is True
+    assert config(folder)["qformer_tokenizer_identity"]["local"] is True
+    shutil.move("models/t5", "models/moved")
+    asked = []
+    loader = language_model.load_language_model
+
+    def watch(path, **conf):
+        asked.append(path)
+        return loader("models/moved", **conf)
+
+    monkeypatch.setattr(language_model, "load_language_model", watch)
+    gone = "language_model: expected a file or folder at models/t5"
+    with pytest.raises(IdentityError, match=gone):
+        load(folder, "1epoch.pth")
+    more = ["--language_model", "models/t5", "--resume", "true"]
+    with pytest.raises(IdentityError, match=gone):
+        main(train_command("generative", folder, *more, epochs=2))
+    assert asked == []
+    # what the user names now is what is asked for
+    load(folder, "1epoch.pth", overrides={"language_model": "owner/name"})
+    assert asked == ["owner/name"]
+
+
 @pytest.fixture
 def cpu_with_bfloat16(monkeypatch):
     """Switches the CPU's bfloat16 instructions on and off."""
@@ -428,7 +462,7 @@ def cpu_with_bfloat16(monkeypatch):
 
 @pytest.mark.parametrize("there, chosen", [(False, "float32"), (True, "bfloat16")])
 def test_config_says_which_precision_auto_was(
-    there, chosen, tmp_path, train_command, cpu_with_bfloat16
+    there, chosen, tmp_path, tiny_features, train_command, cpu_with_bfloat16
 ):
     cpu_with_bfloat16(there)
     more = ["--model_conf", "precision=auto"]
@@ -450,7 +484,9 @@ def test_auto_frames_stay_those_of_the_training_on_another_machine(
     assert model.audio_encoder.precision == "float32"
 
 
-def test_a_cache_decides_what_auto_is(tmp_path, train_command, cpu_with_bfloat16):
+def test_a_cache_decides_what_auto_is(
+    tmp_path, tiny_features, train_command, cpu_with_bfloat16
+):
     cpu_with_bfloat16(True)  # and the tiny features are in float32
     more = ["--audio_encoder_conf", "precision=auto"]
     main(train_command("generative", tmp_path, *more))
@@ -458,7 +494,7 @@ def test_a_cache_decides_what_auto_is(tmp_path, train_command, cpu_with_bfloat16
 
 
 def test_a_cache_of_another_precision_than_asked_for_is_refused(
-    tmp_path, train_command
+    tmp_path, tiny_features, train_command
 ):
     more = ["--audio_encoder_conf", "precision=bfloat16"]
     with pytest.raises(ValueError, match="precision: expected 'bfloat16'"):

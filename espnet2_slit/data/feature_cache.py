@@ -22,6 +22,7 @@ from espnet2_slit.common.files import (
     write_atomically,
     write_json,
 )
+from espnet2_slit.common.identity import identity_differences
 from espnet2_slit.data.audio import AudioError, read_audio
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.edit import copy_samples
@@ -32,29 +33,9 @@ from espnet2_slit.data.writer import new_directory
 SCHEMA = 1
 # A tail shorter than a step of the encoder's frames needs no window of its own.
 WINDOW_SLACK_S = 0.1
-# What a fingerprint compares; "path" says where the weights lay, not what they are.
-NOT_IDENTITY = ("path",)
 
 
 # ---------------------------------------------------------------------- identity
-
-
-def identity_differences(expected, found):
-    """Names and values in which two encoder identities differ.
-
-    Args:
-        expected: `AudioEncoder.identity()` of the configured encoder; keys it lacks are
-            not compared, so a few known facts can be checked on their own.
-        found: identity in feats.json.
-
-    Returns:
-        Lines "name: expected ..., found ...".
-    """
-    return [
-        f"{name}: expected {expected[name]!r}, found {found.get(name)!r}"
-        for name in expected
-        if name not in NOT_IDENTITY and expected[name] != found.get(name)
-    ]
 
 
 def read_features_json(path):

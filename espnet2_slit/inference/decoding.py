@@ -400,7 +400,7 @@ def decode_set(
 
 def decode_key(slit, data, options):
     """Digest of all that decides the result."""
-    from espnet2_slit.model.frozen import fingerprint
+    from espnet2_slit.common.identity import fingerprint
 
     digest = hashlib.sha256()
     weights = {

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from espnet2_slit.common.files import read_json, read_yaml, sha256, write_json
+from espnet2_slit.common.identity import comes_from_hub
 
 SCHEMA = 1
 SYSTEM_FILE = "slit.json"
@@ -394,19 +395,6 @@ def resolve(value, config_file):
     return value
 
 
-def looks_like_hub_name(value):
-    """True for "owner/name" or "name"; such a thing can be downloaded."""
-    path = PurePosixPath(value)
-    return (
-        bool(value)
-        and len(path.parts) <= 2
-        and not path.is_absolute()
-        and not value.startswith((".", "~"))
-        and path.suffix not in (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
-        and path.parts[0] not in ("downloads", "exp", "frozen")
-    )
-
-
 # ------------------------------------------------------------------------ packing
 
 
@@ -533,7 +521,7 @@ def _stage_frozen(system, stage, include_frozen):
                 continue
             facts = dict(config.get(f"{name}_identity") or {})
             # The folders of the training machine say nothing; a hub name is an id.
-            facts["path"] = value if looks_like_hub_name(value) else source.name
+            facts["path"] = value if comes_from_hub(value, facts) else source.name
             facts["included"] = include_frozen
             packed["frozen"].setdefault(name, facts)
             if not include_frozen:
@@ -596,7 +584,8 @@ def portable_config(config, packed):
         if key in packed:
             return packed[key]
         # "./" says: a file that is not here, not a name to download.
-        return value if looks_like_hub_name(str(value)) else f"./{Path(value).name}"
+        from_hub = comes_from_hub(str(value), config.get(f"{key}_identity"))
+        return value if from_hub else f"./{Path(value).name}"
 
     if config.get("qformer_tokenizer"):
         config["qformer_tokenizer"] = place(
@@ -615,7 +604,7 @@ def portable_config(config, packed):
         identity = config.get(key)
         if identity and identity.get("path"):
             path = str(identity["path"])
-            short = path if looks_like_hub_name(path) else Path(path).name
+            short = path if comes_from_hub(path, identity) else Path(path).name
             config[key] = {**identity, "path": short}
     return config
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from espnet2_slit.common.files import atomic, read_json, write_json
+from espnet2_slit.common.identity import fingerprint, identity_differences
 from espnet2_slit.data.audio import AudioError, is_audio, probe
-from espnet2_slit.data.feature_cache import identity_differences
 from espnet2_slit.inference.slit import (
     SLIT,
     Hit,
@@ -35,7 +35,6 @@ from espnet2_slit.inference.slit import (
     rerank_rows,
     similarity,
 )
-from espnet2_slit.model.frozen import fingerprint
 
 SCHEMA = 1
 DEFAULT_NAME = ".slit_index"  # in the folder of audio

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 
 from espnet2_slit.common import templates
+from espnet2_slit.common.identity import comes_from_hub, identity_differences
 from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
-from espnet2_slit.data.feature_cache import identity_differences, length_batches
+from espnet2_slit.data.feature_cache import length_batches
 from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.inference import packing
 from espnet2_slit.model.query_windows import query_windows, split_windows
@@ -436,12 +437,14 @@ class SLIT:
         for name in ("qformer_tokenizer", "language_model"):
             value = moved[name] or config.get(name)
             if config.get(name):
-                overrides[name] = self._place(name, value, config_file)
+                found = None if moved[name] else config.get(f"{name}_identity")
+                overrides[name] = self._place(name, value, config_file, found)
         # Learned layer weights belong to a part, so its encoder cannot be shared.
         weighted = (config.get("audio_encoder_conf") or {}).get("layer") == "weighted"
         if weighted:
             path = moved["audio_encoder"] or config["audio_encoder_conf"]["path"]
-            path = self._place("audio_encoder", path, config_file)
+            found = None if moved["audio_encoder"] else config["audio_encoder_identity"]
+            path = self._place("audio_encoder", path, config_file, found)
             overrides["audio_encoder_conf"] = {"path": path}
         model, options = SLITTask.build_model_from_file(
             config_file,
@@ -454,9 +457,9 @@ class SLIT:
         return Part(model, options, preprocess, Path(config_file), Path(model_file))
 
     @staticmethod
-    def _place(name, value, config_file):
+    def _place(name, value, config_file, identity):
         found = packing.resolve(str(value), config_file)
-        if not Path(found).exists() and not packing.looks_like_hub_name(found):
+        if not Path(found).exists() and not comes_from_hub(found, identity):
             raise InferenceError(
                 f"{name}: expected a file or folder at {value!r} (named in"
                 f" {config_file}), found nothing. Pass its path: {name}=..."
@@ -490,7 +493,8 @@ class SLIT:
                 return self._encoder
             conf = dict(part.options.audio_encoder_conf)
             path = self._encoder_path or conf.get("path")
-            conf["path"] = self._place("audio_encoder", path, part.config_file)
+            found = None if self._encoder_path else self.encoder_identity
+            conf["path"] = self._place("audio_encoder", path, part.config_file, found)
             encoder = build_audio_encoder(part.options.audio_encoder, **conf)
             differences = identity_differences(
                 self.encoder_identity, encoder.identity()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.common.checkpoint import read_weights
+from espnet2_slit.common.identity import comes_from_hub
 from espnet2_slit.inference import packing
 
 # Licence of well-known frozen parts, by a word of their name, as their makers state it.
@@ -136,7 +137,7 @@ def _frozen(config: dict, config_file: Path) -> dict:
             continue
         place = packing.resolve(str(value), config_file)
         here = Path(place).exists()
-        if not here and packing.looks_like_hub_name(str(value)):
+        if not here and comes_from_hub(str(value), identity):
             where = "downloaded from Hugging Face when needed"
         else:
             where = place if here else "not here: pass its path"

@@ -1,24 +1,15 @@
 """Keeps pretrained modules frozen: eval mode, own dtype, outside checkpoints and DDP.
 
-Owns the holder (`Frozen`) and the identity of pretrained weights (`fingerprint`);
-what the held module computes is the business of `audio_encoder` and `language_model`.
+Owns the holder (`Frozen`); what the held module computes is the business of
+`audio_encoder` and `language_model`.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
-
-# Files that hold weights, by preference: a folder with both formats (common on the
-# Hub) is identified by its safetensors alone, which is what `from_pretrained` loads.
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt")
-CHUNK_BYTES = 1 << 22
-
-_file_digests: dict[tuple[str, int, int], str] = {}
 
 
 class Frozen(nn.Module):
@@ -109,83 +100,3 @@ class Frozen(nn.Module):
         count = sum(p.numel() for p in self.module.parameters())
         kind = type(self.module).__name__
         return f"{kind}, {count:,} frozen parameters, {self.dtype}"
-
-
-def fingerprint(path_or_module: str | Path | nn.Module) -> str:
-    """SHA-256 of pretrained weights, to recognise them when a model is loaded again.
-
-    Args:
-        path_or_module: a weights file; a folder with weights files (a Hugging Face
-            model: its configuration is not part of the digest, its weights are); or a
-            module, whose named tensors are digested with dtype and shape.
-
-    Returns:
-        64 hexadecimal digits. A file's digest is kept for this process as long as its
-        size and modification time stay the same.
-
-    Raises:
-        FileNotFoundError: the path does not exist or the folder holds no weights.
-    """
-    if isinstance(path_or_module, nn.Module):
-        return _module_digest(path_or_module)
-    path = Path(path_or_module)
-    if path.is_file():
-        return _file_digest(path)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"expected a weights file or a folder with weights, found nothing at "
-            f"{path}. Check the path in the config."
-        )
-    for pattern in WEIGHT_PATTERNS:
-        files = sorted(path.glob(pattern))
-        if files:
-            break
-    else:
-        raise FileNotFoundError(
-            f"expected weights ({', '.join(WEIGHT_PATTERNS)}) in {path}, found "
-            f"{sorted(p.name for p in path.iterdir())}. Check the path in the config."
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def weights_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a Hugging Face model, also when it came from the Hub.
-
-    Args:
-        path: folder, or a Hub name that was loaded before.
-        revision: branch, tag or commit on the Hub.
-
-    Returns:
-        The folder; for a Hub name the snapshot in the local cache.
-    """
-    if Path(path).exists():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    snapshot = snapshot_download(str(path), revision=revision, local_files_only=True)
-    return Path(snapshot)
-
-
-def _file_digest(file: Path) -> str:
-    real = file.resolve()
-    stat = real.stat()
-    key = (str(real), stat.st_size, stat.st_mtime_ns)
-    if key not in _file_digests:
-        digest = hashlib.sha256()
-        with open(real, "rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                digest.update(chunk)
-        _file_digests[key] = digest.hexdigest()
-    return _file_digests[key]
-
-
-def _module_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

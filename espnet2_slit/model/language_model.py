@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.identity import fingerprint, weights_folder
 from espnet2_slit.common.precision import (
     PRECISIONS,
     choose_precision,
     default_device,
 )
 from espnet2_slit.data.prompt_encoder import PromptEncoder, load_prompt_encoder
-from espnet2_slit.model.frozen import Frozen, fingerprint, weights_folder
+from espnet2_slit.model.frozen import Frozen
 from espnet2_slit.model.frozen_attention import use_fast_attention
 
 __all__ = [

@@ -152,7 +152,7 @@ def test_archive_says_nothing_of_the_machine(folder, whole, tmp_path):
 
 
 def test_archive_holds_results_card_and_identities(whole, tiny_parts):
-    from espnet2_slit.model.frozen import fingerprint
+    from espnet2_slit.common.identity import fingerprint
 
     names = names_of(whole)
     assert {"meta.yaml", "slit.json", "README.md", "RESULTS.md"} <= names

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from espnet2_slit.model.frozen import Frozen, fingerprint
+from espnet2_slit.common.identity import fingerprint
+from espnet2_slit.model.frozen import Frozen
 
 
 class Whole(nn.Module):
@@ -147,42 +148,3 @@ def test_distributed_data_parallel_sees_trained_weights_only(tmp_path):
         assert wrapped.module.trained.weight.grad is not None
     finally:
         torch.distributed.destroy_process_group()
-
-
-# ------------------------------------------------------------------- fingerprint
-
-
-def test_fingerprint_of_a_file_follows_its_content(tmp_path):
-    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
-    a.write_bytes(b"weights"), b.write_bytes(b"weights")
-    first = fingerprint(a)
-    assert first == fingerprint(b) and len(first) == 64
-    a.write_bytes(b"weighty")
-    assert fingerprint(a) != first
-
-
-def test_fingerprint_of_a_folder_reads_weights_and_not_configs(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = fingerprint(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"same weights, older format")
-    assert fingerprint(tmp_path) == first
-    (tmp_path / "model-2.safetensors").write_bytes(b"two")
-    assert fingerprint(tmp_path) != first
-
-
-def test_fingerprint_of_a_module_sees_a_single_weight_and_the_dtype():
-    module = nn.Linear(3, 3)
-    first = fingerprint(module)
-    assert fingerprint(copy.deepcopy(module)) == first
-    assert fingerprint(copy.deepcopy(module).bfloat16()) != first
-    with torch.no_grad():
-        module.weight[2, 1] += 1e-3
-    assert fingerprint(module) != first
-
-
-def test_fingerprint_errors_name_the_path(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        fingerprint(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="safetensors"):
-        fingerprint(tmp_path)

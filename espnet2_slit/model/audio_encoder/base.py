@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.identity import fingerprint
 from espnet2_slit.common.precision import (
     PRECISIONS,
     choose_precision,
     default_device,
 )
-from espnet2_slit.model.frozen import Frozen, fingerprint
+from espnet2_slit.model.frozen import Frozen
 
 # Raise when the same weights and options would give other frames than before:
 # it is part of `identity()`, so feature caches of older code are refused.

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.identity import weights_folder
 from espnet2_slit.model.audio_encoder.base import AudioEncoder, Grid
-from espnet2_slit.model.frozen import weights_folder
 
 # Published checkpoints leave these out: they are for masked training.
 MAY_LACK = ("masked_spec_embed",)
