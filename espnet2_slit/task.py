@@ -248,12 +248,6 @@ class SLITTask(AbsTask):
         cls.find_data(args)
         cls.check_arguments(args)
         cls.trainer = Trainer if cls._uses_deepspeed(args) else SLITTrainer
-        if "precision" in args.model_conf:  # config.yaml says what was chosen
-            args.model_conf["precision"] = choose_precision(
-                args.model_conf["precision"],
-                "cuda" if args.ngpu else "cpu",
-                option="model_conf.precision",
-            )
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
         args.init_fingerprints = _fingerprints(args.init_param)
@@ -433,6 +427,14 @@ class SLITTask(AbsTask):
             ValueError: options that do not fit together.
         """
         cls._check_parts(args)
+        # Here and not earlier: ESPnet has set up logging, and config.yaml is written
+        # after, so that both say what was chosen.
+        if "precision" in args.model_conf:
+            args.model_conf["precision"] = choose_precision(
+                args.model_conf["precision"],
+                "cuda" if args.ngpu else "cpu",
+                option="model_conf.precision",
+            )
         # Loading frozen parts draws random numbers; the trained parts must start
         # alike whether frames are cached or computed.
         with torch.random.fork_rng(devices=[]):

@@ -83,7 +83,10 @@ def default_device() -> str:
 def _chosen(kind: str, fast: bool) -> str:
     """What "auto" is, logged at the first question."""
     precision = "bfloat16" if fast else "float32"
-    logging.info(f"precision: auto is {precision} here ({describe(kind, fast)})")
+    # A logger of its own: logging.info would set the root logger up before ESPnet does.
+    logging.getLogger(__name__).info(
+        f"precision: auto is {precision} here ({describe(kind, fast)})"
+    )
     return precision
 
 

@@ -83,3 +83,11 @@ def test_another_torch_without_these_questions_means_float32(monkeypatch):
 def test_an_unknown_name_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match="dtype: expected one of auto, .*'int8'"):
         choose_precision("int8", option="dtype")
+
+
+def test_saying_it_does_not_set_up_logging(cpu, monkeypatch):
+    """ESPnet sets the root logger up later, and only where nobody has before."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    choose_precision("auto")
+    assert root.handlers == []
