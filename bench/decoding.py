@@ -26,13 +26,12 @@ import torch
 from alternate import alternate, clock, machine, ratio, spread, write
 
 from espnet2_slit.common import templates
-from espnet2_slit.inference.decoding import EvaluationSet
-from espnet2_slit.inference.slit import (
-    SLIT,
-    generation_options,
-    top_indices,
-    wanted_pairs,
-)
+from espnet2_slit.inference.evaluation_set import EvaluationSet
+from espnet2_slit.inference.generation import generate, prefixes, score_candidates
+from espnet2_slit.inference.ranking import top_indices, wanted_pairs
+from espnet2_slit.inference.requests import generation_options
+from espnet2_slit.inference.retrieval import embed_clips, match_pairs, retrieve
+from espnet2_slit.inference.slit import SLIT
 from espnet2_slit.model.qformer import sinusoids
 
 PARTS = "captions", "ranking", "reranking"
@@ -180,7 +179,7 @@ def bench_captions(slit, clips, args, content):
         def run():
             with batch_size(slit, size):
                 requests = [(i, wording) for i in range(len(clips))]
-                return slit.respond(clips, requests, options=options)[0]
+                return generate(slit, clips, requests, options)
 
         return run
 
@@ -211,7 +210,7 @@ def bench_ranking(slit, clips, args, content):
     part = slit.generator
 
     def shared():
-        return slit.respond(clips, requests, False, candidates=labels)[1]
+        return score_candidates(slit, clips, requests, labels)
 
     @torch.inference_mode()
     def plain():
@@ -227,7 +226,7 @@ def bench_ranking(slit, clips, args, content):
 
     def one_by_one():
         with batch_size(slit, 1):
-            yield from slit._prefixes(part, clips, requests)
+            yield from prefixes(slit, part, clips, requests)
 
     name = "a forward pass for each label"
     contestants = {"slit, batch 16": shared, name: plain}
@@ -245,15 +244,15 @@ def bench_ranking(slit, clips, args, content):
 
 def bench_reranking(slit, clips, texts, args, content):
     """Pairs of text and clip per second."""
-    audio = slit.embed_clips(clips)
-    scores = slit.retrieve(clips, texts, 0, audio_embeddings=audio)["contrastive"]
+    audio = embed_clips(slit, clips)
+    scores = retrieve(slit, clips, texts, 0, audio_embeddings=audio)["contrastive"]
     best = top_indices(scores, args.rerank)  # (M,k)
     wanted = wanted_pairs({"text_to_audio": best}, len(clips))
     part = slit.representation
     model = part.model
 
     def shared():
-        logits = slit.match_pairs(clips, texts, wanted)
+        logits = match_pairs(slit, clips, texts, wanted)
         table = np.full(scores.shape, np.nan, np.float32)
         for clip, (rows, values) in enumerate(zip(wanted, logits, strict=True)):
             table[rows, clip] = values

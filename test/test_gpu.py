@@ -29,6 +29,8 @@ from test_step_checkpoint import run_until
 from tiny_qformer import tiny_batch, tiny_qformer
 
 from espnet2_slit.common.checkpoint import STEP_FILE, read_checkpoint, read_weights
+from espnet2_slit.inference.attention import attention as attention_maps
+from espnet2_slit.inference.retrieval import retrieve
 from espnet2_slit.inference.slit import SLIT
 from espnet2_slit.model import cpu_attention as attention
 from espnet2_slit.model import objectives
@@ -647,10 +649,11 @@ def test_embeddings_rankings_and_attention_are_those_of_the_cpu(systems, clips):
     found = []
     for slit in (systems.gpu, systems.cpu):
         opened = slit.clips(clips)
-        scores = slit.retrieve(opened, texts, 3)
+        scores = retrieve(slit, opened, texts, 3)
         arrays = [slit.embed_audio(clips), slit.embed_text(texts)]
         arrays += [slit.extract_features(clips)["last_hidden_state"]]
-        arrays += slit.attention(opened) + slit.attention(opened, "describe the audio")
+        arrays += attention_maps(slit, opened)
+        arrays += attention_maps(slit, opened, "describe the audio")
         found.append([*arrays, *(scores[name] for name in sorted(scores))])
     for ours, theirs in zip(*found, strict=True):
         assert isinstance(ours, np.ndarray)
@@ -660,7 +663,7 @@ def test_embeddings_rankings_and_attention_are_those_of_the_cpu(systems, clips):
 def test_commands_encode_and_write_on_the_gpu(
     systems, clips, tiny_corpus, tiny_parts, tmp_path, capsys
 ):
-    from espnet2_slit.bin import slit_encode, slit_inference
+    from espnet2_slit.bin import slit, slit_encode
     from espnet2_slit.data.kaldi_matrix import FeatureReader
 
     caches = []
@@ -675,9 +678,9 @@ def test_commands_encode_and_write_on_the_gpu(
     for key in (line.split()[0] for line in keys):
         np.testing.assert_allclose(gpu[key], cpu[key], rtol=1e-3, atol=1e-3)
     capsys.readouterr()
-    words = ["--model", systems.folder, "--ngpu", NGPU, "--task", "caption"]
-    words += ["--caption", "num_beams=2", "--caption", "max_new_tokens=6", *clips]
-    assert slit_inference.main(list(map(str, words))) == 0
+    words = ["caption", *clips, "--model", systems.folder, "--device", "cuda"]
+    words += ["--num_beams", "2", "--max_new_tokens", "6"]
+    assert slit.main(list(map(str, words))) == 0
     texts = systems.cpu.caption(clips, options={"max_new_tokens": 6, "num_beams": 2})
     written = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
     assert written == texts

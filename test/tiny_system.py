@@ -11,6 +11,16 @@ import yaml
 from espnet2_slit.inference import packing
 from espnet2_slit.task import SLITTask
 
+RATE = 16000
+SHORT = {"max_new_tokens": 6, "num_beams": 2}
+RERANKED = {"num_beams": 4, "max_new_tokens": 8, "rerank": 4}
+TEXTS = [
+    "a dog barks twice",
+    "a bell rings while water flows in the background",
+    "loud rain falls on a roof",
+    "birds chirp",
+    "an engine starts, runs, and stops; someone laughs",
+]
 QFORMER = (
     "{width: 16, layers: 3, heads: 2, feed_forward: 32, num_queries: 3,"
     " max_text_length: 64, dropout: 0.0}"

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from espnet2_slit.data.audio import AudioError, read_audio
-from espnet2_slit.inference.slit import SLIT, InferenceError
+from espnet2_slit.inference.attention import attention
+from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.slit import SLIT
 
 MEL_BINS, MEL_RATE = 128, 100  # of the spectrogram: bins, columns per second
 MAX_UPLOAD = "200mb"
@@ -82,7 +84,7 @@ def attention_figure(slit: SLIT, path: str, instruction: str | None = None):
     from matplotlib.figure import Figure
 
     audio = read_audio(path, slit.sample_rate)
-    weights = slit.attention(slit.clips([path]), instruction)[0].mean(axis=0)  # (Q,T)
+    weights = attention(slit, slit.clips([path]), instruction)[0].mean(axis=0)  # (Q,T)
     bands = encoder_bands(slit)
     duration_s = len(audio) / slit.sample_rate
     covered_s = weights.shape[1] / slit.encoder_identity["frames_per_second"]

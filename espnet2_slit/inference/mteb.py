@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet2_slit.inference.slit import SLIT, InferenceError, similarity
+from espnet2_slit.inference.ranking import similarity
+from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.slit import SLIT
 
 
 class SLITEncoder:
@@ -60,7 +62,8 @@ class SLITEncoder:
     @property
     def width(self) -> int:
         """E, by which a table of texts is told from one of clips."""
-        return self.model.representation.model.heads.text_projection.out_features
+        part = self.model.require("representation")
+        return part.model.heads.text_projection.out_features
 
     def get_text_embeddings(self, inputs, **kwargs: Any) -> np.ndarray:
         """Texts of a loader: (M, E) float32, unit length.
@@ -178,7 +181,7 @@ class SLITEncoder:
                 "the model card is mteb's, which is not installed. Run: python -m pip"
                 " install mteb"
             ) from error
-        part = self.model.representation
+        part = self.model.require("representation")
         width = self.width
         queries = part.model.qformer.num_queries
         size = sum(weight.numel() for weight in part.model.parameters())

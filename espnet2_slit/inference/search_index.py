@@ -28,13 +28,12 @@ import numpy as np
 from espnet2_slit.common.files import atomic, read_json, write_json
 from espnet2_slit.common.identity import fingerprint, identity_differences
 from espnet2_slit.data.audio import AudioError, is_audio, probe
-from espnet2_slit.inference.slit import (
-    SLIT,
-    Hit,
-    InferenceError,
-    rerank_rows,
-    similarity,
-)
+from espnet2_slit.common.identity import fingerprint, identity_differences
+from espnet2_slit.data.audio import AudioError, is_audio, probe
+from espnet2_slit.inference.ranking import rerank_rows, similarity
+from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.retrieval import match_pairs, rerank_scale_of
+from espnet2_slit.inference.slit import SLIT, Hit
 
 SCHEMA = 1
 DEFAULT_NAME = ".slit_index"  # in the folder of audio
@@ -328,12 +327,12 @@ class SearchIndex:
             top = best[:rerank]
             paths = [str(self.root / name) for _, _, name in top]
             pairs = [np.zeros(1, np.int64)] * len(top)
-            logits = slit.match_pairs(slit.clips(paths), [text], pairs)
+            logits = match_pairs(slit, slit.clips(paths), [text], pairs)
             scores = np.array([[score for score, _, _ in best]])
             match = np.full_like(scores, np.nan)
             match[0, : len(top)] = np.concatenate(logits)
             looked_at = np.arange(len(top))[None]
-            scores = rerank_rows(scores, match, looked_at, slit.rerank_scale)[0]
+            scores = rerank_rows(scores, match, looked_at, rerank_scale_of(slit))[0]
             best = [
                 (float(score), index, name)
                 for score, (_, index, name) in zip(scores, best, strict=True)

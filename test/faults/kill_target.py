@@ -16,9 +16,9 @@ def command(name, words, log):
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if name == "decode":  # pieces of 3 clips, so that there is something to resume
-        from espnet2_slit.inference import decoding
+        from espnet2_slit.inference import decode_parts
 
-        decoding.CHUNK = 3
+        decode_parts.CHUNK = 3
     sys.exit(MAINS[name](words))
 
 

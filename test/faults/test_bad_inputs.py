@@ -185,7 +185,7 @@ HEAD = "audio,text,split\na.wav,x,train\n"
 MANIFEST = "from_manifest m.csv out"
 ENCODE = "--data_dir {data} --output_dir out --audio_encoder beats --audio_encoder_conf"
 BEATS = ENCODE + " path={beats}"
-CAPTION = "--model {system} --task caption {wav}"
+DECODE = "--model {system} --data_dir {data} --output_dir out"
 SCORE = "--data_dir {case_data} --output_dir out --resamples 10 --report false "
 SCORE += "--skip_meteor true --skip_spice true --tokenizer python "
 
@@ -299,28 +299,27 @@ CASES = {
     "train: foreign checkpoint": Case("train", "{train} --resume true", 1, ("checkpoint.pth", "found no model", "another --output_dir"),
                                       lambda w, r: ((r / "out").mkdir(), torch.save({"a": 1}, r / "out" / "checkpoint.pth")), ("out",)),
     # slit_inference
-    "inference: neither files nor sets": Case("inference", "--model {system}", 2, ("--task", "--data_dir")),
-    "inference: task": Case("inference", "--model {system} --task sing {wav}", 2, ("sing", "caption")),
-    "inference: no question": Case("inference", "--model {system} --task answer {wav}", 2, ("needs --question",)),
+    "inference: no sets": Case("inference", "--model {system}", 2, ("--data_dir", "--output_dir")),
+    "inference: one folder for two sets": Case("inference", DECODE + " --data_dir {data} {data}", 2, ("as many --output_dir",)),
     "inference: job": Case("inference", "--model {system} --data_dir {data} --output_dir out --job 0", 2, ("--job 0", "from 1 to 1")),
-    "inference: no model": Case("inference", "--model none --task caption {wav}", 1, ("no such folder or archive", "Check the path")),
-    "inference: text as archive": Case("inference", "--model x.zip --task caption {wav}", 1, ("neither a zip nor a tar", "Copy it again"), files(x__zip="hello")),
-    "inference: archive leads outside": Case("inference", "--model bad.zip --task caption {wav}", 1, ("leads outside", "Do not use"), evil_zip),
-    "inference: slit.json": Case("inference", "--model copy/tiny_instruction --task caption {wav}", 1, ("slit.json", "expected JSON", "slit_pack --link"),
+    "inference: no model": Case("inference", "--model none --data_dir {data} --output_dir out", 1, ("no such folder or archive", "Check the path")),
+    "inference: text as archive": Case("inference", "--model x.zip --data_dir {data} --output_dir out", 1, ("neither a zip nor a tar", "Copy it again"), files(x__zip="hello")),
+    "inference: archive leads outside": Case("inference", "--model bad.zip --data_dir {data} --output_dir out", 1, ("leads outside", "Do not use"), evil_zip),
+    "inference: slit.json": Case("inference", "--model copy/tiny_instruction --data_dir {data} --output_dir out", 1, ("slit.json", "expected JSON", "slit_pack --link"),
                                  copied("exp", first("tiny_instruction/slit.json", half))),
-    "inference: weights gone": Case("inference", "--model copy/tiny_instruction --task caption {wav}", 1, ("which is not there", "Link again"),
+    "inference: weights gone": Case("inference", "--model copy/tiny_instruction --data_dir {data} --output_dir out", 1, ("which is not there", "Link again"),
                                     copied("exp", first("tiny_instruction/*.pth", lambda b: None))),
-    "inference: cut weights": Case("inference", "--model copy/tiny_instruction --task caption {wav}", 1, ("cannot be read", "truncated"),
+    "inference: cut weights": Case("inference", "--model copy/tiny_instruction --data_dir {data} --output_dir out", 1, ("cannot be read", "truncated"),
                                    copied("exp", first("tiny_instruction/*.pth", half))),
-    "inference: code in config.yaml": Case("inference", "--model copy/tiny_instruction --task caption {wav}", 1, ("config.yaml", "expected YAML of plain values"),
+    "inference: code in config.yaml": Case("inference", "--model copy/tiny_instruction --data_dir {data} --output_dir out", 1, ("config.yaml", "expected YAML of plain values"),
                                            copied("exp", first("tiny_instruction/config.yaml", lambda b: PYTHON_TAG.encode()))),
-    "inference: no audio": Case("inference", "--model {system} --task caption none.wav", 1, ("none.wav: no such audio file",)),
-    "inference: empty audio": Case("inference", "--model {system} --task caption x.wav", 1, ("x.wav", "0 bytes"), files(x__wav="")),
-    "inference: decoding typo": Case("inference", CAPTION + " --config c.yaml", 1, ("c.yaml: unknown captoin", "Known: caption"), files(c__yaml="captoin: {}\n")),
-    "inference: decoding YAML": Case("inference", CAPTION + " --config c.yaml", 1, ("c.yaml", "expected YAML"), files(c__yaml="caption: {")),
-    "inference: code in decoding YAML": Case("inference", CAPTION + " --config c.yaml", 1, ("c.yaml", "expected YAML"), files(c__yaml=PYTHON_TAG)),
-    "inference: option of generation": Case("inference", CAPTION + " --caption num_baems=2", 1, ("num_baems", "num_beams")),
-    "inference: batch of 0": Case("inference", CAPTION + " --batch_size 0", 1, ("batch_size", "expected", "found 0")),
+    "slit: no audio": Case("slit", "caption --model {system} none.wav", 1, ("none.wav: no such audio file",)),
+    "slit: empty audio": Case("slit", "caption --model {system} x.wav", 1, ("x.wav", "0 bytes"), files(x__wav="")),
+    "inference: decoding typo": Case("inference", DECODE + " --config c.yaml", 1, ("c.yaml: unknown captoin", "Known: caption"), files(c__yaml="captoin: {}\n")),
+    "inference: decoding YAML": Case("inference", DECODE + " --config c.yaml", 1, ("c.yaml", "expected YAML"), files(c__yaml="caption: {")),
+    "inference: code in decoding YAML": Case("inference", DECODE + " --config c.yaml", 1, ("c.yaml", "expected YAML"), files(c__yaml=PYTHON_TAG)),
+    "inference: option of generation": Case("inference", DECODE + " --caption num_baems=2", 1, ("num_baems", "num_beams")),
+    "inference: batch of 0": Case("inference", DECODE + " --batch_size 0", 1, ("batch_size", "expected", "found 0")),
     "inference: no set": Case("inference", "--model {system} --data_dir none --output_dir out", 1, ("none", "no wav.scp")),
     "inference: empty set": Case("inference", "--model {system} --data_dir d --output_dir out", 1, ("the set is empty",), data(wav__scp="")),
     "inference: ids": Case("inference", "--model {system} --data_dir d --output_dir out", 1, ("utt2audio and wav.scp differ", "slit_data fix"), data(utt2audio="a x\n")),
@@ -421,7 +420,8 @@ def call(command, words, caplog, capsys):
         return done.returncode, done.stdout + done.stderr
     from importlib import import_module
 
-    main = import_module(f"espnet2_slit.bin.slit_{command}").main
+    module = "slit" if command == "slit" else f"slit_{command}"
+    main = import_module(f"espnet2_slit.bin.{module}").main
     caplog.clear()
     said = ""
     try:
@@ -470,5 +470,5 @@ def test_there_are_at_least_60_cases_over_all_commands():
     assert len(CASES) >= 60
     assert {
         *("data", "corpus", "encode", "train", "inference", "score", "compare", "pack"),
-        *("run.sh", "utils/run.pl"),
+        *("slit", "run.sh", "utils/run.pl"),
     } <= commands

@@ -29,7 +29,7 @@ from espnet2_slit.data import feature_cache, kaldi_dir, kaldi_matrix, validate
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.manifest import from_manifest
-from espnet2_slit.inference import decoding
+from espnet2_slit.inference import decode_tasks
 
 PACKAGE = Path(espnet2_slit.__file__).parent
 ODD = " '\"$()`;&|<>*?#~\\!{}[]=:,%-_ab1é日"
@@ -191,7 +191,7 @@ def test_any_manifest_is_refused_or_gives_valid_directories(
 def test_decoded_texts_are_read_back_row_by_row(tmp_path, rows):
     path = tmp_path / "text"
     rows = {k: v.encode("utf-8", "ignore").decode() for k, v in rows.items()}
-    decoding._write_texts(path, list(rows), list(rows.values()))
+    decode_tasks.write_texts(path, list(rows), list(rows.values()))
     assert kaldi_dir.read_map(path) == {k: " ".join(v.split()) for k, v in rows.items()}
 
 

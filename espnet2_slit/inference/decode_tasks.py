@@ -1,0 +1,272 @@
+"""The tasks of an evaluation set: what each computes and the files that it writes.
+
+Owns the files of a decode directory. Pieces are kept by `decode_parts`, whether all is
+there is `decoding`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet2_slit.common import templates
+from espnet2_slit.common.files import atomic, write_atomically
+from espnet2_slit.data.kaldi_dir import DataDirError
+from espnet2_slit.inference.attention import attention
+from espnet2_slit.inference.classification import (
+    label_likelihoods,
+    label_matches,
+    label_similarities,
+)
+from espnet2_slit.inference.clips import Clips, Subset
+from espnet2_slit.inference.decode_options import DecodeOptions
+from espnet2_slit.inference.decode_parts import Parts
+from espnet2_slit.inference.engine import Engine
+from espnet2_slit.inference.evaluation_set import EvaluationSet
+from espnet2_slit.inference.generation import generate, generate_and_score
+from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.retrieval import embed_clips, match_pairs, retrieve
+
+MATCHING_CHUNK = 100  # clips of one part: a clip may stand in hundreds of pairs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process' share of decoding a set.
+
+    Attributes:
+        slit: the system.
+        data: the set.
+        folder: its decode directory.
+        options: how.
+        parts: pieces of results, shared with other jobs.
+        merge: whether this job writes the task's files once all pieces are there.
+    """
+
+    slit: Engine
+    data: EvaluationSet
+    folder: Path
+    options: DecodeOptions
+    parts: Parts
+    merge: bool
+
+
+def decode_caption(job: Job) -> list[Path]:
+    """caption/text: clip id and caption."""
+    data, options = job.data, job.options
+    wording = options.caption_instruction or templates.instruction("caption")
+    given = data.map("instruction")
+    of_clip = {data.samples[s]: text for s, text in given.items() if s in data.samples}
+
+    def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        requests = [(i, of_clip.get(data.clip_ids[i], wording)) for i in indices]
+        texts = generate(job.slit, data.clips, requests, options.generation("caption"))
+        return {"text": np.array(texts)}
+
+    count = len(data.clip_ids)
+    job.parts.run("caption", count, compute)
+    if not job.merge:
+        return []
+    texts = job.parts.merged("caption", count)["text"]
+    return [write_texts(job.folder / "caption" / "text", data.clip_ids, texts)]
+
+
+def decode_question_answering(job: Job) -> list[Path]:
+    """question_answering/text, and ranked where the set has candidate answers."""
+    data, options = job.data, job.options
+    questions = data.map("instruction")
+    # Questions about one clip stand together, so that it is encoded once.
+    order = sorted(data.samples, key=lambda s: (data.samples[s].encode(), s.encode()))
+    absent = [sample for sample in order if not questions.get(sample)]
+    if absent:
+        raise DataDirError(
+            f"{data.dir}: {len(absent)} of {len(order)} samples have no question, first"
+            f" {absent[0]!r}. Expected one line each in {data.dir}/instruction."
+        )
+    answers = data.lines("answers")
+
+    def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        requests = [
+            (data.clip_index[data.samples[order[i]]], questions[order[i]])
+            for i in indices
+        ]
+        writing = options.generation("question_answering")
+        texts, scores = generate_and_score(
+            job.slit, data.clips, requests, writing, answers
+        )
+        arrays = {"text": np.array(texts)}
+        if scores is not None:
+            arrays["best"] = scores.argmax(axis=1)
+        return arrays
+
+    job.parts.run("question_answering", len(order), compute)
+    if not job.merge:
+        return []
+    found = job.parts.merged("question_answering", len(order))
+    folder = job.folder / "question_answering"
+    rank = sorted(range(len(order)), key=lambda i: order[i].encode())
+    ids = [order[i] for i in rank]
+    files = [write_texts(folder / "text", ids, found["text"][rank])]
+    if answers:
+        best = [answers[found["best"][i]] for i in rank]
+        files.append(write_texts(folder / "ranked", ids, best))
+    return files
+
+
+def decode_retrieval(job: Job) -> list[Path]:
+    """retrieval/scores.npz: all texts with all clips."""
+    data = job.data
+    pairs = data.texts()
+    texts = [text for _, text in pairs]
+    count = len(data.clip_ids)
+
+    def embed(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"audio": embed_clips(job.slit, Subset(data.clips, indices))}
+
+    # All jobs need all embeddings, to know which pairs are worth a second look.
+    job.parts.run("audio_embeddings", count, embed, every=True)
+    found = retrieve(
+        job.slit,
+        data.clips,
+        texts,
+        job.options.rerank,
+        audio_embeddings=job.parts.merged("audio_embeddings", count)["audio"],
+        match=lambda some, wanted: _match_in_parts(job, some, wanted),
+        rerank_scale=job.options.rerank_scale,
+    )
+    if not job.merge:
+        return []
+    scores = _write_arrays(
+        job.folder / "retrieval" / "scores.npz",
+        audio_ids=np.array(data.clip_ids),
+        text_audio_ids=np.array([clip for clip, _ in pairs]),
+        texts=np.array(texts),
+        **found,
+    )
+    return [scores]
+
+
+def _match_in_parts(
+    job: Job, texts: Sequence[str], wanted: Sequence[np.ndarray]
+) -> list[np.ndarray] | None:
+    """`match_pairs` piece by piece; None while other jobs are at work."""
+
+    def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        some = [wanted[i] for i in indices]
+        logits = match_pairs(job.slit, Subset(job.data.clips, indices), texts, some)
+        return {"logits": np.concatenate(logits)}
+
+    count = len(job.data.clip_ids)
+    job.parts.run("matching", count, compute, MATCHING_CHUNK)
+    if not job.merge:
+        return None
+    flat = job.parts.merged("matching", count, MATCHING_CHUNK)["logits"]
+    return np.split(flat, np.cumsum([len(rows) for rows in wanted])[:-1])
+
+
+def decode_classification(job: Job) -> list[Path]:
+    """classification/scores.npz: all labels for all samples, by each route."""
+    slit, data, options = job.slit, job.data, job.options
+    labels = data.lines("labels")
+    if not labels:
+        raise DataDirError(
+            f"{data.dir}: expected candidate labels, one a line, in {data.dir}/labels."
+        )
+    ids = list(data.samples)
+    wording = options.classification_instruction or templates.instruction(
+        "classification"
+    )
+    given = data.map("instruction")
+    routes = [
+        route
+        for route in options.routes
+        if (slit.generator if route == "language_model" else slit.representation)
+    ]
+    if not routes:
+        raise InferenceError(
+            f"{data.dir}: the system has no part for the routes {options.routes}."
+        )
+
+    def scores(clips: Clips, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        arrays = {}
+        if "similarity" in routes:
+            arrays["similarity"] = label_similarities(
+                slit, clips, labels, options.label_templates
+            )
+        if "matching" in routes:
+            arrays["matching"] = label_matches(
+                slit, clips, labels, options.label_templates
+            )
+        if "language_model" in routes:
+            wordings = [given.get(ids[i], wording) for i in indices]
+            sums, lengths = label_likelihoods(slit, clips, labels, wordings)
+            arrays["language_model_sum"] = sums
+            arrays["language_model_mean"] = sums / lengths
+        return arrays
+
+    def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        some = [data.clip_index[data.samples[ids[i]]] for i in indices]
+        with slit.several_passes(Subset(data.clips, some), len(routes) > 1) as clips:
+            return scores(clips, indices)
+
+    job.parts.run("classification", len(ids), compute)
+    if not job.merge:
+        return []
+    found = job.parts.merged("classification", len(ids))
+    found = {name: array.astype(np.float32) for name, array in found.items()}
+    path = job.folder / "classification" / "scores.npz"
+    return [_write_arrays(path, ids=np.array(ids), labels=np.array(labels), **found)]
+
+
+def write_attention(job: Job) -> Path:
+    """attention.npz: of a few clips (n, Q, T) what the queries look at, over layers."""
+    data = job.data
+    count = min(job.options.attention_clips, len(data.clip_ids))
+    # Spread over the set: neighbours in id order are often alike.
+    spread = np.linspace(0, len(data.clip_ids) - 1, count).round().astype(int)
+    chosen = sorted(set(spread.tolist()))
+    maps = [
+        found.mean(axis=0) for found in attention(job.slit, Subset(data.clips, chosen))
+    ]
+    lengths = np.array([found.shape[-1] for found in maps])
+    padded = np.zeros((len(maps), maps[0].shape[0], lengths.max()), np.float32)
+    for row, found in zip(padded, maps, strict=True):
+        row[:, : found.shape[-1]] = found
+    return _write_arrays(
+        job.folder / "attention.npz",
+        ids=np.array([data.clip_ids[i] for i in chosen]),
+        attention=padded,
+        lengths=lengths,
+        frames_per_second=np.float64(job.slit.encoder_identity["frames_per_second"]),
+    )
+
+
+def write_texts(path: Path, ids: Iterable[str], texts: Iterable[Any]) -> Path:
+    """A text file; it has one line for each id, whatever the model wrote."""
+    write_atomically(
+        path,
+        (
+            f"{key} {' '.join(str(text).split())}"
+            for key, text in zip(ids, texts, strict=True)
+        ),
+    )
+    return path
+
+
+def _write_arrays(path: Path, **arrays: Any) -> Path:
+    with atomic(path) as stream:
+        np.savez(stream, **arrays)
+    return path
+
+
+# What each task needs of a system (None: any part), and what decodes it.
+DECODERS: dict[str, tuple[str | None, Callable[[Job], list[Path]]]] = {
+    "caption": ("generator", decode_caption),
+    "retrieval": ("representation", decode_retrieval),
+    "question_answering": ("generator", decode_question_answering),
+    "classification": (None, decode_classification),
+}
