@@ -28,8 +28,6 @@ import numpy as np
 from espnet2_slit.common.files import atomic, read_json, write_json
 from espnet2_slit.common.identity import fingerprint, identity_differences
 from espnet2_slit.data.audio import AudioError, is_audio, probe
-from espnet2_slit.common.identity import fingerprint, identity_differences
-from espnet2_slit.data.audio import AudioError, is_audio, probe
 from espnet2_slit.inference.ranking import rerank_rows, similarity
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.retrieval import match_pairs, rerank_scale_of
