@@ -7,6 +7,11 @@ entry of a list is the default, used outside training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_OPTIONS = len(LETTERS)
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "caption": (
         "Describe the audio.",
@@ -59,3 +64,24 @@ def instruction(task: str, question: str = "", variant: int = 0) -> str:
         )
     # not str.format: a question may itself contain braces
     return wording.replace("{question}", question)
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """Options as a question shows them: "(A) a dog.", "(B) rain."."""
+    return [
+        f"({letter}) {option.rstrip('.')}."
+        for letter, option in zip(LETTERS[: len(options)], options, strict=True)
+    ]
+
+
+def choice_question(question: str, options: Sequence[str]) -> str:
+    """A question with its options, as a multiple-choice set asks it.
+
+    Args:
+        question: without options.
+        options: up to `MAX_OPTIONS`, in the order in which they are shown.
+
+    Returns:
+        The instruction.
+    """
+    return f"{question} Choose one: {' '.join(lettered(options))}"

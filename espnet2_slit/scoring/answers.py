@@ -6,8 +6,12 @@ import logging
 from typing import Any
 
 from espnet2_slit.common.files import read_lines
-from espnet2_slit.data.kaldi_dir import clip_of, read_map
-from espnet2_slit.scoring.metrics import question_answering
+from espnet2_slit.common.templates import lettered
+from espnet2_slit.data.choices import read_choices
+from espnet2_slit.data.kaldi_dir import read_map
+from espnet2_slit.scoring import choices
+from espnet2_slit.scoring.choices import Questions, read_questions
+from espnet2_slit.scoring.metrics import multiple_choice, question_answering
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed
 from espnet2_slit.scoring.read import EXAMPLES, TaskOfSet, check_ids, spread
 
@@ -15,64 +19,70 @@ CHANCE = "the most frequent answer of these rows"
 
 
 def score(task: TaskOfSet) -> None:
-    """Add exact match of free answers and, with `answers`, of ranked ones.
+    """Add exact match of open questions, and accuracy of those with `choices`.
 
     Raises:
         ScoringError: ids differ from the data's.
+        DataDirError: `choices` has lines that are none.
     """
-    data_dir = task.data_dir
-    truth = read_map(data_dir / "text")
-    questions, clips = read_map(data_dir / "instruction"), clip_of(data_dir)
-    kinds = None
-    if (data_dir / "utt2kind").is_file():
-        kinds = read_map(data_dir / "utt2kind")
-    ids = sorted(truth)
-    files = {"free": task.file("text")}
-    extra: dict[str, dict[str, Any]] = {"free": {}}
-    if not task.external and (data_dir / "answers").is_file():
-        ranked = task.path / "ranked"
-        if ranked.is_file():
-            files["ranked"] = ranked
-            extra["ranked"] = {"candidates": len(read_lines(data_dir / "answers"))}
-        else:
-            needs = f"{ranked.name} answers in {task.path} (decode again)"
-            task.add(("ranked",), {"exact_match": NotComputed(needs)}, {}, 0, [])
-    for answering, path in files.items():
-        found = read_map(path)
-        check_ids(truth, found, data_dir, path)
-        hypotheses = [found[i] for i in ids]
-        empty = sum(not h.strip() for h in hypotheses)
-        if empty:
-            logging.warning(
-                "%s: %d of %d answers are empty: they count as wrong",
-                path,
-                empty,
-                len(ids),
-            )
-        result = question_answering.exact_match(
-            hypotheses,
-            [truth[i] for i in ids],
-            [questions.get(i, "") for i in ids],
-            [clips.get(i, i) for i in ids],
-            None if kinds is None else [kinds.get(i, "") for i in ids],
-        )
-        _add(task, answering, result, {"empty_answers": empty} | extra[answering])
-        if answering == "free":
-            task.keep(_examples(ids, hypotheses, truth, questions, clips))
+    questions = read_questions(task.data_dir)
+    options = read_choices(task.data_dir, questions.ids)
+    path = task.file("text")
+    answers = read_map(path)
+    check_ids(questions.ids, answers, task.data_dir, path)
+    some = questions.without(options)
+    if some.ids:
+        _add(task, "free", some, answers, {})
+        if not task.external and (task.data_dir / "answers").is_file():
+            _score_ranked(task, some)
+    if options:
+        choices.score(task, questions, options, answers)
+    task.keep(_examples(questions, answers, options))
+
+
+def _score_ranked(task: TaskOfSet, questions: Questions) -> None:
+    path = task.path / "ranked"
+    if not path.is_file():
+        needs = f"{path.name} answers in {task.path} (decode again)"
+        task.add(("ranked",), {"exact_match": NotComputed(needs)}, {}, 0, [])
+        return
+    answers = read_map(path)
+    check_ids(questions.ids, answers, task.data_dir, path)
+    candidates = len(read_lines(task.data_dir / "answers"))
+    _add(task, "ranked", questions, answers, {"candidates": candidates})
 
 
 def _add(
     task: TaskOfSet,
     answering: str,
-    result: dict[str, question_answering.VariantScore],
+    questions: Questions,
+    answers: dict[str, str],
     extra: dict[str, Any],
 ) -> None:
     """The rows of one way of answering, one group for each variant."""
+    ids = questions.ids
+    hypotheses = [answers[i] for i in ids]
+    empty = sum(not h.strip() for h in hypotheses)
+    if empty:
+        logging.warning(
+            "%s: %d of %d answers are empty: they count as wrong",
+            task.path,
+            empty,
+            len(ids),
+        )
+    result = question_answering.exact_match(
+        hypotheses,
+        [questions.truth[i] for i in ids],
+        [questions.question.get(i, "") for i in ids],
+        [questions.clip[i] for i in ids],
+        questions.kinds(ids),
+    )
     for name, variant in result.items():
         protocol = {
             "answering": answering,
             "rows": name,
             "normalisation": question_answering.NORMALISATION,
+            "empty_answers": empty,
             "resampled": "clips",
             "chance": CHANCE,
         }
@@ -90,21 +100,23 @@ def _add(
 
 
 def _examples(
-    ids: list[str],
-    hypotheses: list[str],
-    truth: dict[str, str],
-    questions: dict[str, str],
-    clips: dict[str, str],
+    questions: Questions, answers: dict[str, str], choices_of: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
     normalise = question_answering.normalise
-    return [
-        {
-            "id": ids[i],
-            "audio": clips.get(ids[i], ids[i]),
-            "question": questions.get(ids[i], ""),
-            "hypothesis": hypotheses[i],
-            "answer": truth[ids[i]],
-            "correct": normalise(hypotheses[i]) == normalise(truth[ids[i]]),
-        }
-        for i in spread(len(ids), 2 * EXAMPLES)
-    ]
+    found = []
+    for i in (questions.ids[k] for k in spread(len(questions.ids), 2 * EXAMPLES)):
+        said, options = answers[i], choices_of.get(i, [])
+        named = multiple_choice.parse_choice(said, options).option if options else None
+        meant = said if named is None else options[named]
+        question = " ".join([questions.question.get(i, ""), *lettered(options)])
+        found.append(
+            {
+                "id": i,
+                "audio": questions.clip[i],
+                "question": question,
+                "hypothesis": said,
+                "answer": questions.truth[i],
+                "correct": normalise(meant) == normalise(questions.truth[i]),
+            }
+        )
+    return found

@@ -124,7 +124,7 @@ def decoded_sets(decode_dir: Path) -> list[str]:
             f"{decode_dir}: expected a decode directory (slit_inference writes it), "
             "found none"
         )
-    skipped = re.compile(r"^(report|logdir|log|\..*)$")
+    skipped = re.compile(r"^(report|logdir|log|control_.*|\..*)$")
     return sorted(
         p.name for p in decode_dir.iterdir() if p.is_dir() and not skipped.match(p.name)
     )

@@ -37,7 +37,7 @@ MAX_NAMED_CLASSES = 40  # of a confusion matrix
 BAR_METRICS = {
     "caption": ("bleu_4", "rouge_l", "meteor", "cider_d", "spice", "spider", "fense"),
     "retrieval": ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_10"),
-    "question_answering": ("exact_match",),
+    "question_answering": ("exact_match", "accuracy"),
     "classification": (
         "accuracy",
         "accuracy_mean_of_folds",

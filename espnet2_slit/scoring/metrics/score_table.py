@@ -27,7 +27,10 @@ from espnet2_slit.scoring.metrics.bootstrap import (
 SCHEMA = 1
 TASKS = ("caption", "retrieval", "question_answering", "classification")
 # Shown as a percentage; every other metric as it is.
-PERCENT = ("recall_at_", "dcase_recall_at_", "map_", "accuracy", "top_5", "exact_match")
+PERCENT = (
+    *("recall_at_", "dcase_recall_at_", "map_", "accuracy", "top_5", "exact_match"),
+    *("order_consistency", "first_option_rate"),
+)
 LOWER_IS_BETTER = ("median_rank", "fluency_error_rate")
 # Counts, for which neither an interval nor chance means anything.
 COUNTS = ("vocabulary_size", "classes_without_clips")
@@ -367,6 +370,8 @@ def title(metric: str) -> str:
         "accuracy_macro": "Accuracy (mean of classes)",
         "accuracy_mean_of_folds": "Accuracy (mean of folds)",
         "exact_match": "Exact match",
+        "order_consistency": "Same in every order",
+        "first_option_rate": "First option chosen",
     }
     text = fixed.get(metric, metric)
     for prefix, short in names.items():
