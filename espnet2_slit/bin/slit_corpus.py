@@ -16,6 +16,7 @@ import typing
 from pathlib import Path
 
 from espnet2_slit.common.templates import TEMPLATES
+from espnet2_slit.data.clips import sample_clips
 from espnet2_slit.data.corpora import (
     READERS,
     CorpusError,
@@ -25,6 +26,8 @@ from espnet2_slit.data.corpora import (
     instruction,
     recipe,
 )
+from espnet2_slit.data.corpora.espnet_recipe import FORMS, Reading, Source
+from espnet2_slit.data.corpora.espnet_recipe import make_recipe_sets as recipe_sets
 from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
 from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, read_pairs
 
@@ -76,6 +79,7 @@ def get_parser():
     add_fetch(commands)
     add_prepare(commands)
     add_recipe(commands)
+    add_recipe_sets(commands)
     add_instruction(commands)
     add_label_captions(commands)
     return parser
@@ -198,20 +202,52 @@ def add_prepare(commands):
     one.set_defaults(run=prepare)
 
 
-def add_recipe(commands):
+def add_reading(one: argparse.ArgumentParser) -> None:
+    """How a directory of another ESPnet recipe is to be read."""
+    one.add_argument("--task", choices=SAMPLE_TASKS, default="caption")
+    one.add_argument(
+        "--label_names", type=Path, help="lines `word name` for labels that are numbers"
+    )
+    one.add_argument(
+        "--multi_label",
+        type=boolean,
+        help="true: each word of `text` is a label (as20k/cls1); false: all is one",
+    )
+    one.add_argument("--zero_shot", type=boolean, default=False)
+
+
+def add_recipe(commands) -> None:
     """The command that reads another ESPnet recipe's data directory."""
     one = commands.add_parser(
         "espnet", help="a data directory of another ESPnet recipe (text_spk1.., labels)"
     )
     one.add_argument("source", type=Path, help="the recipe's data/<set>")
     one.add_argument("--out", type=Path, required=True, help="data directory to write")
-    one.add_argument("--task", choices=SAMPLE_TASKS, default="caption")
-    one.add_argument("--form", choices=("train", "evaluation"), default="train")
-    one.add_argument(
-        "--label_names", type=Path, help="lines `word name` for labels that are numbers"
-    )
-    one.add_argument("--zero_shot", type=boolean, default=False)
+    one.add_argument("--form", choices=tuple(FORMS), default="train")
+    add_reading(one)
     one.set_defaults(run=make_recipe_set)
+
+
+def add_recipe_sets(commands) -> None:
+    """The command that makes all sets from those of other ESPnet recipes."""
+    text = "all training and test sets from data directories of other ESPnet recipes"
+    one = commands.add_parser("espnet_sets", help=text, description=text)
+    one.add_argument("--from", dest="folder", type=Path, required=True, metavar="DIR")
+    for name in ("train", "valid"):
+        one.add_argument(f"--{name}", required=True, help="name of a directory there")
+    one.add_argument(
+        "--test", nargs="+", default=[], help="names, apart by blanks or commas"
+    )
+    add_reading(one)
+    more = one.add_argument_group("questions of another recipe, besides these")
+    more.add_argument("--questions_from", type=Path, metavar="DIR")
+    more.add_argument("--questions_train", metavar="SET")
+    more.add_argument("--questions_valid", metavar="SET")
+    more.add_argument("--questions_test", nargs="+", default=[], metavar="SET")
+    one.add_argument(
+        "--out", type=Path, default=Path("data"), help="parent of the sets"
+    )
+    one.set_defaults(run=make_recipe_sets)
 
 
 def add_instruction(commands):
@@ -382,18 +418,52 @@ def prepare(args):
         print(f"{args.out / name}: {count:,} samples")
 
 
-def make_recipe_set(args):
-    """Completes a data directory of another ESPnet recipe."""
+def read_reading(args: argparse.Namespace, form: str = "train") -> Reading:
+    """The options of add_reading."""
     names = dict(read_pairs(args.label_names)) if args.label_names else None
-    count = read_recipe_set(
-        args.source,
-        args.out,
-        args.task,
-        args.form == "evaluation",
-        names,
-        args.zero_shot,
-    )
-    print(f"{args.out}: {count:,} samples")
+    return Reading(args.task, form, names, args.multi_label, args.zero_shot)
+
+
+def make_recipe_set(args: argparse.Namespace) -> None:
+    """Completes a data directory of another ESPnet recipe."""
+    reading = read_reading(args, args.form)
+    count = read_recipe_set(args.source, args.out, reading=reading)
+    print(f"{args.out}: {count:,} samples of {_clips(args.out):,} clips")
+
+
+def _clips(folder: Path) -> int:
+    return len(set(sample_clips(folder).values()))
+
+
+def make_recipe_sets(args: argparse.Namespace) -> None:
+    """Makes all sets from those of other ESPnet recipes and prints their sizes."""
+
+    def names(words: list[str]) -> list[str]:
+        return " ".join(words).replace(",", " ").split()
+
+    reading = read_reading(args)
+    sources = [Source(args.folder, args.train, args.valid, names(args.test), reading)]
+    given = (args.questions_from, args.questions_train, args.questions_valid)
+    if any(given):
+        if not all(given):
+            raise CorpusError(
+                "--questions_from, --questions_train and --questions_valid belong "
+                "together; found only some of them."
+            )
+        asked = Reading("question_answering", zero_shot=args.zero_shot)
+        tests = names(args.questions_test)
+        sources.append(Source(given[0], given[1], given[2], tests, asked))
+    made = recipe_sets(sources, args.out, instruction.Wording(TEMPLATES, presence=1))
+    for name, count in made.items():
+        folder = args.out / name
+        print(f"{folder}: {count:,} samples of {_clips(folder):,} clips")
+    if "train_caption" not in made:
+        print(
+            "No captions here, so the representation stage has nothing to learn from:"
+            " give --train_set train_instruction --valid_set valid_instruction"
+            " --skip_representation true, or captions with --from and these with"
+            " --questions_from."
+        )
 
 
 def make_instruction(args):

@@ -69,8 +69,31 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the drawn splits")
 
     command = add("prepare", _prepare, "Check all audio, convert what does not fit.")
-    command.add_argument("source", type=Path)
-    command.add_argument("target", type=Path, help="e.g. dump/raw/SET")
+    command.add_argument(
+        "sets",
+        nargs="+",
+        type=Path,
+        metavar="SET",
+        help="data directories, with --out; or one and its target, e.g. dump/raw/SET",
+    )
+    command.add_argument("--out", type=Path, help="folder of the targets: dump/raw")
+    command.add_argument(
+        "--leakage",
+        choices=("report", "stop", "ignore"),
+        default="ignore",
+        help="compare training with test sets (with --out); the findings go to"
+        " leakage.json beside --out",
+    )
+    command.add_argument(
+        "--train",
+        nargs="*",
+        default=None,
+        metavar="NAME",
+        help="training sets of --leakage (default: those whose set.json says train)",
+    )
+    command.add_argument(
+        "--test", nargs="*", default=None, metavar="NAME", help="likewise, test sets"
+    )
     command.add_argument("--sample-rate", type=int, default=16000)
     command.add_argument("--min-duration-s", type=float, default=0.05)
     command.add_argument(
@@ -163,9 +186,19 @@ def _from_manifest(args) -> int:
     return _show(report)
 
 
-def _prepare(args) -> int:
+def _prepare(args: argparse.Namespace) -> int:
+    """Several sets in one process, or one with its target.
+
+    slit_data prepare data/train data/test --out dump/raw --leakage report
+    slit_data prepare data/train dump/raw/train
+    """
     from espnet2_slit.data import prepare
 
+    if args.out is None and len(args.sets) != 2:
+        raise DataDirError(
+            f"prepare: expected SOURCE TARGET, or sets with --out DIR (dump/raw); found"
+            f" {len(args.sets)} directories."
+        )
     options = prepare.Options(
         args.sample_rate,
         args.min_duration_s,
@@ -173,9 +206,49 @@ def _prepare(args) -> int:
         args.check,
         args.audio_format,
     )
-    report = prepare.prepare(args.source, args.target, options, args.audio_dir, args.nj)
-    validate.validate(args.target, require_text=(args.source / "text").is_file())
-    return _show(report)
+    pairs = [(args.sets[0], args.sets[-1])]
+    if args.out is not None:
+        pairs = [(source, args.out / source.name) for source in args.sets]
+    reports = prepare.prepare_sets(pairs, options, args.audio_dir, args.nj)
+    for report, (source, target) in zip(reports, pairs, strict=True):
+        validate.validate(target, require_text=(source / "text").is_file())
+        _show(report)
+    if args.leakage == "ignore" or args.out is None:
+        return 0
+    targets = [target for _, target in pairs]
+    train, test = _of_split(targets, args.train, args.test)
+    overlapping = _compare(train, test, args.out.parent / "leakage.json")
+    if overlapping and args.leakage == "stop":
+        raise DataDirError(
+            "training and test sets overlap, see above. `slit_data leakage --drop DIR`"
+            " writes the training sets without these clips."
+        )
+    return 0
+
+
+def _of_split(
+    targets: list[Path], train: list[str] | None, test: list[str] | None
+) -> tuple[list[Path], list[Path]]:
+    """Training and test sets, by the names given or by what set.json says."""
+    found = []
+    for split, names in (("train", train), ("test", test)):
+        if names is None:
+            found.append([t for t in targets if kaldi_dir.split_of(t) == split])
+        else:
+            found.append([t for t in targets if t.name in names])
+    return found[0], found[1]
+
+
+def _compare(train: list[Path], test: list[Path], report: Path | None) -> int:
+    """Prints what training and test sets share; returns how many pairs do."""
+    from espnet2_slit.data.corpora import leakage
+
+    rows = leakage.find_overlaps(train, test)
+    for row in rows:
+        print(row.line())
+    if report:
+        write_json(report, [asdict(row) for row in rows])
+    return sum(bool(row.samples) for row in rows)
 
 
 def _leakage(args) -> int:
@@ -204,11 +277,10 @@ def _leakage(args) -> int:
 def _list(args) -> int:
     if not args.folder.is_dir():
         raise DataDirError(f"{args.folder}: no such folder of data directories.")
-    names = sorted(path.parent.name for path in args.folder.glob("*/wav.scp"))
+    found = (path.parent.name for path in args.folder.glob("*/wav.scp"))
+    names = sorted(name for name in found if name[0] != ".")  # unfinished ones
     for name in names:
-        description = kaldi_dir.read_set(args.folder / name)
-        split = description["split"] or name.partition("_")[0]
-        if args.split in (None, split):
+        if args.split in (None, kaldi_dir.split_of(args.folder / name)):
             print(name)
     return 0
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from espnet2_slit.common.files import read_lines, write_atomically
-from espnet2_slit.data.clips import segment_fault
+from espnet2_slit.data.clips import parse_segment, sample_clips
 from espnet2_slit.data.kaldi_dir import (
     CLIP_FILES,
     DEFAULTS,
@@ -18,8 +18,8 @@ from espnet2_slit.data.kaldi_dir import (
     SOME_SAMPLES_FILES,
     TASKS,
     DataDirError,
+    asks_questions,
     check_id,
-    clip_of,
     every_line,
     is_data_file,
     listing,
@@ -93,8 +93,11 @@ def fix(directory: Path) -> Report:
     if source == "segments":
         recordings = set(_unique_pairs(directory / "wav.scp", report))
         for key, value in base.items():
-            wrong = segment_fault(value)
-            if wrong or value.split()[0] not in recordings:
+            try:
+                is_good = parse_segment(value).recording in recordings
+            except ValueError:
+                is_good = False
+            if not is_good:
                 report.drop("segments: broken or of no recording", key)
                 ids.discard(key)
     del base
@@ -133,13 +136,20 @@ def _back_up(directory: Path, names: Iterable[str]) -> None:
             shutil.copy2(directory / name, keep / name)
 
 
-def copy_samples(source: Path, folder: Path, ids: Collection[str]) -> None:
+def copy_samples(
+    source: Path,
+    folder: Path,
+    ids: Collection[str],
+    clip_of_sample: Mapping[str, str] | None = None,
+) -> None:
     """Write the samples `ids` of a directory to a folder, and what belongs to them.
 
     Args:
         source: data directory to read.
         folder: an empty one, see `writer.new_directory`.
         ids: samples to keep.
+        clip_of_sample: sample id -> clip id, written to utt2audio where `source` has
+            none and several samples are of one clip.
     """
     source, folder = Path(source), Path(folder)
     names = sample_files(source)
@@ -164,13 +174,24 @@ def copy_samples(source: Path, folder: Path, ids: Collection[str]) -> None:
             for key, value in pairs.items():
                 if key in recordings:
                     out.add(f"{key} {value}")
+    renamed: Mapping[str, str] = {}
+    if clip_of_sample and "utt2audio" not in names:
+        renamed = clip_of_sample
+        clips = dict(clip_of_sample)
+        if any(key != clip for key, clip in clips.items()):
+            with SortedWriter(folder / "utt2audio") as out:
+                for key, clip in clips.items():
+                    out.add(f"{key} {clip}")
     wanted = set(clips.values()) or ids
+    if asks_questions(source):
+        wanted, renamed = ids, {}
     for name in CLIP_FILES:
         if (source / name).is_file():
             with SortedWriter(folder / name, unique=True) as out:
                 for key, value in read_pairs(source / name):
-                    if key in wanted and value:
-                        out.add(f"{key} {value}")
+                    clip = renamed.get(key, key)
+                    if clip in wanted and value:
+                        out.add(f"{clip} {value}")
     for name in PLAIN_FILES:
         if (source / name).is_file():
             write_atomically(folder / name, every_line(source / name))
@@ -316,7 +337,7 @@ def subset(
         DataDirError: nothing is left, an id is unknown, or count exceeds the clips.
     """
     samples = sample_ids(source)
-    clip = clip_of(source)
+    clip = sample_clips(source)
     report = Report(str(target), rows=len(samples))
     clips = dict.fromkeys(clip.get(sample, sample) for sample in samples)
     known = set(samples) | set(clips)
@@ -374,7 +395,7 @@ def split(source: Path, target: Path, parts: int) -> list[Path]:
     Raises:
         DataDirError: there are fewer clips than parts.
     """
-    clip = clip_of(source)
+    clip = sample_clips(source)
     groups: dict[str, list[str]] = {}
     for sample in sample_ids(source):
         groups.setdefault(clip.get(sample, sample), []).append(sample)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet2_slit.common.files import (
@@ -124,6 +125,7 @@ class Plan:
         shards: clip ids per shard.
         reused: {clip id: (ark, offset, frames)} of clips another cache already has.
         reused_from: {feats.json: count}.
+        durations_s: {clip id: seconds}, of clips whose data preparation counted them.
     """
 
     samples: dict
@@ -131,6 +133,7 @@ class Plan:
     shards: list
     reused: dict
     reused_from: dict
+    durations_s: dict = field(default_factory=dict)
 
 
 def _reusable(folders, identity):
@@ -177,17 +180,29 @@ def plan(data_dir, identity, reuse=(), shard_clips=1000):
             reused_from[name] = reused_from.get(name, 0) + 1
     order = [key for key in clips if key not in reused]
     shards = [order[i : i + shard_clips] for i in range(0, len(order), shard_clips)]
-    return Plan(samples, clips, shards, reused, reused_from)
+    durations_s = _counted(Path(data_dir), samples)
+    return Plan(samples, clips, shards, reused, reused_from, durations_s)
 
 
-def measure(clips, bad_audio="stop", longest_s=None, workers=4):
-    """Read the headers of clips before any is encoded.
+def _counted(data_dir, samples):
+    """{clip id: seconds} where data preparation has just read every clip."""
+    try:
+        rate = json.loads((data_dir / "report.json").read_text("utf-8"))["sample_rate"]
+        lengths = dict(read_pairs(data_dir / "utt2num_samples"))
+        return {clip: int(lengths[key]) / rate for key, clip in samples.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # not prepared by us: the headers tell
+
+
+def measure(clips, bad_audio="stop", longest_s=None, workers=4, known_s=None):
+    """Read the headers of clips before any is encoded, of those that need it.
 
     Args:
         clips: list of Clip.
         bad_audio: "stop" raises when a file cannot be used; "drop" leaves it out.
         longest_s: seconds that the encoder reads at most; None for no limit.
         workers: threads.
+        known_s: {clip id: seconds} of clips whose file only has to be there.
 
     Returns:
         (durations_s, dropped): {clip id: seconds} and {clip id: why}.
@@ -195,10 +210,12 @@ def measure(clips, bad_audio="stop", longest_s=None, workers=4):
     Raises:
         AudioError: unusable files, all of them counted and the first ten named.
     """
+    known_s = known_s or {}
 
     def duration(clip):
         try:
-            seconds = clip.duration_s()
+            seconds = known_s.get(clip.id) if os.path.isfile(clip.path) else None
+            seconds = seconds or clip.duration_s()
         except AudioError as error:
             return error
         if longest_s is None or seconds <= longest_s + WINDOW_SLACK_S:
@@ -361,7 +378,9 @@ def encode(
     longest_s = None
     if encoder.max_duration_s is not None:
         longest_s = encoder.max_duration_s * encoder.max_windows
-    durations_s, dropped = measure(clips, bad_audio, longest_s)
+    durations_s, dropped = measure(
+        clips, bad_audio, longest_s, known_s=work.durations_s
+    )
     seconds = sum(durations_s.values())
     size = seconds * encoder.frames_per_second * encoder.width * 2
     logging.info(
@@ -491,7 +510,7 @@ def merge(work, data_dir, output_dir, encoder_facts):
     }
     (output_dir / "feats.json").unlink(missing_ok=True)  # it is not of these shards
     with new_directory(output_dir) as fresh:
-        copy_samples(data_dir, fresh, set(samples))
+        copy_samples(data_dir, fresh, set(samples), samples)
         write_atomically(
             fresh / "feats.scp",
             (f"{k} {places[c][0]}:{places[c][1]}" for k, c in samples.items()),

@@ -9,6 +9,7 @@ at a time: what stays in memory is the ids.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ PLAIN_FILES = ("labels", "answers", "set.json")
 SOME_SAMPLES_FILES = ("choices",)
 # Keyed by clip: its captions to score against, and what its publisher calls it.
 CLIP_FILES = ("references", "clip2name")
+# Where other recipes keep what `text` answers, or what it judges.
+QUESTION_FILES = ("question.txt", "hypothesis.txt", "question")
 # Follow from the others, or say how the directory was made.
 MADE_FILES = (
     *("wav.scp", "spk2utt", "category2utt", "feats.json", "report.json"),
@@ -133,24 +136,51 @@ def listing(folder: Path) -> str:
 def read_set(directory: Path) -> dict:
     """The directory's set.json, or what is assumed where there is none."""
     path = Path(directory) / "set.json"
+    assumed = {
+        "schema": SCHEMA,
+        "name": Path(directory).name,
+        "corpus": "",
+        "split": "",
+        "variant": "",
+        "tasks": [],
+        "zero_shot": False,
+        "notes": "",
+    }
     if not path.is_file():
-        return {
-            "schema": SCHEMA,
-            "name": Path(directory).name,
-            "corpus": "",
-            "split": "",
-            "variant": "",
-            "tasks": [],
-            "zero_shot": False,
-            "notes": "",
-        }
+        return assumed
     found = read_json(path, SCHEMA, "Write it again.", DataDirError)
     unknown = [task for task in found.get("tasks", []) if task not in TASKS]
     if unknown:
         raise DataDirError(
             f"{path}: tasks may be {', '.join(TASKS)}; found {', '.join(unknown)}."
         )
-    return found
+    return {**assumed, **found}
+
+
+def choices_of(value: str) -> list[str] | None:
+    """Options of one line of `choices`, a JSON list of two or more; None: it is not."""
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        return None
+    is_list = isinstance(found, list) and len(found) > 1
+    return found if is_list and all(isinstance(o, str) for o in found) else None
+
+
+def asks_questions(directory: Path) -> bool:
+    """Whether `references` are answers, keyed by sample, not captions of clips."""
+    return read_set(directory)["tasks"] == ["question_answering"]
+
+
+def split_of(directory: Path) -> str:
+    """train, valid or test: as set.json says, else how the name begins."""
+    return read_set(directory)["split"] or Path(directory).name.partition("_")[0]
+
+
+def question_file(directory: Path) -> str | None:
+    """Name of the file in which another recipe keeps questions, None without one."""
+    found = (name for name in QUESTION_FILES if (Path(directory) / name).is_file())
+    return next(found, None)
 
 
 def is_data_file(name: str) -> bool:

@@ -17,20 +17,26 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from espnet2_slit.common import compat
 from espnet2_slit.common.files import atomic
 from espnet2_slit.data.audio import AudioError, Reading, probe, read, to_mono
-from espnet2_slit.data.clips import segment_fault
+from espnet2_slit.data.clips import Clip, read_clips
 from espnet2_slit.data.edit import copy_samples
-from espnet2_slit.data.kaldi_dir import DataDirError, read_map, read_pairs, sample_ids
+from espnet2_slit.data.kaldi_dir import (
+    DataDirError,
+    question_file,
+    read_pairs,
+    sample_ids,
+)
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import SortedWriter, new_directory
 
@@ -93,23 +99,11 @@ class Options:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One stretch of audio to check: what wav.scp says, and from where to where."""
-
-    source: str
-    start_s: float = 0.0
-    end_s: float = -1.0
-
-    @property
-    def whole(self) -> bool:
-        """True for a whole file, False for a part of one."""
-        return self.start_s == 0 and self.end_s < 0
-
-    def key(self, options: Options) -> str:
-        """Name of the clip and of the file it is written to."""
-        words = (self.source, self.start_s, self.end_s, options, VERSION)
-        return hashlib.blake2b(repr(words).encode("utf-8"), digest_size=12).hexdigest()
+def clip_key(clip: Clip, options: Options) -> str:
+    """Name of a clip's audio, and of the file it is written to."""
+    end_s = -1.0 if clip.end_s is None else clip.end_s
+    words = (clip.path, clip.start_s, end_s, options, VERSION)
+    return hashlib.blake2b(repr(words).encode("utf-8"), digest_size=12).hexdigest()
 
 
 def is_kaldi(source: str) -> bool:
@@ -121,7 +115,7 @@ def is_kaldi(source: str) -> bool:
 
 def _read_kaldi(clip: Clip, options: Options) -> Reading:
     """Audio of a `command |` or `file.ark:123`, as of a file with the same content."""
-    source, rate = clip.source, options.sample_rate
+    source, rate = clip.path, options.sample_rate
     content = _output(source) if source.endswith("|") else _wav_in_ark(source)
     if content is not None:
         return read(source, rate, clip.start_s, clip.end_s, content)
@@ -134,7 +128,7 @@ def _read_kaldi(clip: Clip, options: Options) -> Reading:
             " Check the ark and the number of its byte."
         ) from error
     audio = to_mono(audio, hertz, rate, name=source)
-    end = None if clip.end_s < 0 else round(clip.end_s * rate)
+    end = None if clip.end_s is None else round(clip.end_s * rate)
     return Reading(audio[round(clip.start_s * rate) : end])
 
 
@@ -182,7 +176,7 @@ def check_clip(clip: Clip, folder: str, options: Options) -> dict:
         {"path", "samples", "note"} or {"error"}; with "stamp", size and time of the
         source file, by which the result is known to be still valid.
     """
-    stamp = _stamp(clip.source)
+    stamp = _stamp(clip.path)
     try:
         return {**_checked(clip, folder, options), "stamp": stamp}
     except AudioError as error:
@@ -198,27 +192,27 @@ def _stamp(source: str) -> list[int]:
 
 
 def _checked(clip: Clip, folder: str, options: Options) -> dict:
-    if is_kaldi(clip.source):
+    if is_kaldi(clip.path):
         found, notes = _read_kaldi(clip, options), ["read through a command or ark"]
     else:
-        info = probe(clip.source)
-        end_s = info.duration_s if clip.end_s < 0 else min(clip.end_s, info.duration_s)
-        _check_duration(clip.source, end_s - clip.start_s, options)
-        fits = clip.whole and info.plain and info.channels == 1
+        info = probe(clip.path)
+        end_s = min(clip.end_s or info.duration_s, info.duration_s)
+        _check_duration(clip.path, end_s - clip.start_s, options)
+        fits = clip.is_whole and info.plain and info.channels == 1
         fits = fits and info.sample_rate == options.sample_rate
         if fits and options.check == "header" and not info.floats:
             samples = round(info.duration_s * info.sample_rate)
-            return {"path": clip.source, "samples": samples, "note": []}
-        found = read(clip.source, options.sample_rate, clip.start_s, clip.end_s)
+            return {"path": clip.path, "samples": samples, "note": []}
+        found = read(clip.path, options.sample_rate, clip.start_s, clip.end_s)
         if fits and not found.notes:
-            return {"path": clip.source, "samples": len(found.samples), "note": []}
+            return {"path": clip.path, "samples": len(found.samples), "note": []}
         notes = ["resampled"] if info.sample_rate != options.sample_rate else []
         notes += ["down-mixed"] if info.channels > 1 else []
-    notes += [] if clip.whole else ["cut by segments"]
+    notes += [] if clip.is_whole else ["cut by segments"]
     notes += [note.partition(" (")[0] for note in found.notes]
     audio = found.samples
-    _check_duration(clip.source, len(audio) / options.sample_rate, options)
-    name = clip.key(options)
+    _check_duration(clip.path, len(audio) / options.sample_rate, options)
+    name = clip_key(clip, options)
     path = Path(folder) / name[:2] / f"{name}.{options.audio_format}"
     _write_audio(path, audio, options)
     return {"path": str(path), "samples": len(audio), "note": notes}
@@ -279,10 +273,10 @@ class Checked:
 
         Failures are looked at again: the file may have been mended.
         """
-        entry = self._found.get(clip.key(options))
-        if entry is None or "error" in entry or entry["stamp"] != _stamp(clip.source):
+        entry = self._found.get(clip_key(clip, options))
+        if entry is None or "error" in entry or entry["stamp"] != _stamp(clip.path):
             return None
-        if entry["path"] != clip.source and not os.path.isfile(entry["path"]):
+        if entry["path"] != clip.path and not os.path.isfile(entry["path"]):
             return None
         return entry
 
@@ -302,22 +296,6 @@ class Checked:
             stream.write("".join(lines).encode("utf-8"))
 
 
-def _clips(source: Path, report: Report) -> dict[str, Clip]:
-    """sample id -> clip to read."""
-    recordings = read_map(source / "wav.scp")
-    if not (source / "segments").is_file():
-        return {key: Clip(value) for key, value in recordings.items()}
-    found = {}
-    for key, value in read_pairs(source / "segments"):
-        fault = segment_fault(value)
-        if fault or value.split()[0] not in recordings:
-            report.drop("segment broken or of no recording", f"{key} {fault or value}")
-            continue
-        name, start, end = value.split()
-        found[key] = Clip(recordings[name], float(start), float(end))
-    return found
-
-
 def prepare(
     source: Path,
     target: Path,
@@ -329,7 +307,8 @@ def prepare(
     """Check every clip of a data directory and write the directory to train from.
 
     The new wav.scp names original files where these already fit, converted ones else;
-    segments are cut, so it needs none. `utt2num_samples` gives the lengths.
+    segments are cut, so it needs none. `utt2num_samples` gives the lengths, `utt2audio`
+    the clips, also where only equal audio says them.
 
     Args:
         source: data directory.
@@ -347,56 +326,117 @@ def prepare(
     Raises:
         DataDirError: no clip is usable; the message counts the reasons.
     """
-    source, target = Path(source), Path(target)
+    return prepare_sets([(source, target)], options, audio_dir, jobs, progress)[0]
+
+
+def prepare_sets(
+    sets: Sequence[tuple[Path, Path]],
+    options: Options | None = None,
+    audio_dir: Path | None = None,
+    jobs: int = 1,
+    progress: Callable[[str], None] = logging.info,
+) -> list[Report]:
+    """Prepare several data directories; a clip that many of them have is read once.
+
+    Args:
+        sets: (source, target) of each, see `prepare`.
+        options: as for `prepare`.
+        audio_dir: as for `prepare`.
+        jobs: processes, started once for all sets.
+        progress: as for `prepare`.
+
+    Returns:
+        A report for each set, in order.
+
+    Raises:
+        DataDirError: as for `prepare`, of the first such set; those before it are done.
+    """
     options = options or Options()
+    works = [_plan(Path(source), Path(target), options) for source, target in sets]
+    by_folder: dict[Path, list[_Work]] = {}
+    for work in works:
+        if not work.is_done:
+            folder = Path(audio_dir or work.target.parent / "audio")
+            by_folder.setdefault(folder, []).append(work)
+    for folder, open_works in by_folder.items():
+        clips = {
+            clip_key(clip, options): clip
+            for work in open_works
+            for clip in work.clips.values()
+        }
+        results = _check_all(clips, folder, options, jobs, progress)
+        for work in open_works:
+            _write_lists(work, results, options)
+    return [work.report for work in works]
+
+
+@dataclass
+class _Work:
+    """One data directory on its way."""
+
+    source: Path
+    target: Path
+    identity: dict[str, Any]
+    report: Report
+    samples: dict[str, str] = field(default_factory=dict)
+    clips: dict[str, Clip] = field(default_factory=dict)
+    is_done: bool = False
+
+
+def _plan(source: Path, target: Path, options: Options) -> _Work:
     if not source.is_dir():
         raise DataDirError(
             f"{source}: no such folder, expected a data directory with wav.scp. Make it"
             " first (the recipe's stage 1, or slit_data from_manifest)."
         )
-    audio_dir = Path(audio_dir or target.parent / "audio")
+    asked = question_file(source)
+    if asked and not (source / "instruction").is_file():
+        raise DataDirError(
+            f"{source}: {asked} asks what `text` answers, and would be left out. `slit"
+            f" corpus espnet {source} --task question_answering --out DIR` completes"
+            " it; --form evaluation does so for a test set."
+        )
     identity = _identity(source, options)
     earlier = _earlier(target, identity)
     if earlier is not None:
-        return earlier
-
+        return _Work(source, target, identity, earlier, is_done=True)
     report = Report(str(source))
-    clips = _clips(source, report)
+    samples, clips = read_clips(source, report)
     report.rows = len(sample_ids(source))
-    checked = Checked(audio_dir)
-    results: dict[Clip, dict] = {}
-    open_clips: list[Clip] = []
-    for clip in dict.fromkeys(clips.values()):
+    return _Work(source, target, identity, report, samples, clips)
+
+
+def _check_all(
+    clips: dict[str, Clip],
+    folder: Path,
+    options: Options,
+    jobs: int,
+    progress: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """clip key -> what was found, of earlier runs where that is still valid."""
+    checked = Checked(folder)
+    results: dict[str, dict[str, Any]] = {}
+    for key, clip in clips.items():
         known = checked.get(clip, options)
-        if known is None:
-            open_clips.append(clip)
-        else:
-            results[clip] = known
+        if known is not None:
+            results[key] = known
+    open_clips = [clip for key, clip in clips.items() if key not in results]
     if results and open_clips:
-        progress(
-            f"{len(results):,} of {len(results) + len(open_clips):,} clips are known"
-        )
+        progress(f"{len(results):,} of {len(clips):,} clips are known")
     done, begin, shown = 0, time.monotonic(), time.monotonic()
-    for chunk, found in _run(open_clips, str(audio_dir), options, jobs):
-        results.update(zip(chunk, found, strict=True))
-        checked.add(
-            (clip.key(options), entry) for clip, entry in zip(chunk, found, strict=True)
-        )
+    for chunk, found in _run(open_clips, str(folder), options, jobs):
+        keys = [clip_key(clip, options) for clip in chunk]
+        results.update(zip(keys, found, strict=True))
+        checked.add(zip(keys, found, strict=True))
         done += len(chunk)
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             left = (shown - begin) / done * (len(open_clips) - done)
             progress(
-                f"{source.name}: {done:,} of {len(open_clips):,} clips checked,"
+                f"{done:,} of {len(open_clips):,} clips checked,"
                 f" about {left:.0f} s left"
             )
-
-    if not _write_lists(source, target, clips, results, options, report, identity):
-        raise DataDirError(
-            f"{source}: none of {report.rows} clips is usable.\n  "
-            + "\n  ".join(report.lines())
-        )
-    return report
+    return results
 
 
 def _identity(source: Path, options: Options) -> dict:
@@ -421,8 +461,7 @@ def _earlier(target: Path, identity: dict) -> Report | None:
         return None
     if not all((target / name).is_file() for name in names):
         return None
-    found.pop("schema")
-    report = Report(**found)
+    report = Report(**{f.name: found[f.name] for f in fields(Report)})
     report.notes["up to date"] = "nothing to do"
     return report
 
@@ -444,49 +483,63 @@ def _run(
 
 
 def _write_lists(
-    source: Path,
-    target: Path,
-    clips: dict[str, Clip],
-    results: dict[Clip, dict],
-    options: Options,
-    report: Report,
-    identity: dict,
-) -> int:
-    """Write the target directory; returns the number of samples kept."""
-    kept = set()
-    for key, clip in clips.items():
-        result = results[clip]
-        if "error" not in result:
-            kept.add(key)
-            for note in result["note"]:
-                report.note(note)
-            continue
-        message = result["error"]
-        reasons = [name for words, name in REASONS.items() if words in message]
-        report.drop(reasons[0] if reasons else "unreadable audio", f"{key}: {message}")
-    names = [path for path in (source / "text", source / "utt2spk") if path.is_file()]
-    for path in names:
-        present = {key for key, value in read_pairs(path) if value}
-        for key in sorted(kept - present):
-            report.drop(f"no line in {path.name}", key)
-        kept &= present
+    work: _Work, results: dict[str, dict[str, Any]], options: Options
+) -> None:
+    """Write the target directory.
+
+    Raises:
+        DataDirError: no sample is left.
+    """
+    source, report = work.source, work.report
+    of_clip = {
+        name: results[clip_key(clip, options)] for name, clip in work.clips.items()
+    }
+    kept = _usable(work, of_clip)
+    for path in (source / "text", source / "utt2spk"):
+        if path.is_file():
+            present = {key for key, value in read_pairs(path) if value}
+            for key in sorted(kept - present):
+                report.drop(f"no line in {path.name}", key)
+            kept &= present
     if not kept:
-        return 0
-    hours = 0.0
-    (target / "report.json").unlink(missing_ok=True)  # it is not of this input
-    with new_directory(target) as fresh:
-        copy_samples(source, fresh, kept)
+        raise DataDirError(
+            f"{source}: none of {report.rows} clips is usable.\n  "
+            + "\n  ".join(report.lines())
+        )
+    samples = {key: clip for key, clip in work.samples.items() if key in kept}
+    (work.target / "report.json").unlink(missing_ok=True)  # it is not of this input
+    with new_directory(work.target) as fresh:
+        copy_samples(source, fresh, kept, samples)
         (fresh / "segments").unlink(missing_ok=True)
         with (
             SortedWriter(fresh / "wav.scp") as scp,
             SortedWriter(fresh / "utt2num_samples") as lengths,
         ):
-            for key in kept:
-                result = results[clips[key]]
-                scp.add(f"{key} {result['path']}")
-                lengths.add(f"{key} {result['samples']}")
-                hours += result["samples"] / options.sample_rate / 3600
-        report.notes["hours"] = round(hours, 3)
+            for key, clip in samples.items():
+                scp.add(f"{key} {of_clip[clip]['path']}")
+                lengths.add(f"{key} {of_clip[clip]['samples']}")
+        lasting = sum(of_clip[clip]["samples"] for clip in set(samples.values()))
+        report.notes["hours"] = round(lasting / options.sample_rate / 3600, 3)
         report.kept = len(kept)
-        report.write(fresh / "report.json", identity=identity)
-    return report.kept
+        report.write(
+            fresh / "report.json",
+            identity=work.identity,
+            sample_rate=options.sample_rate,
+        )
+
+
+def _usable(work: _Work, of_clip: dict[str, dict[str, Any]]) -> set[str]:
+    """Samples whose audio can be used; counts the others, and what was converted."""
+    for result in of_clip.values():
+        for note in result.get("note", ()):
+            work.report.note(note)
+    kept = set()
+    for key, clip in work.samples.items():
+        message = of_clip[clip].get("error")
+        if message is None:
+            kept.add(key)
+            continue
+        reasons = [name for words, name in REASONS.items() if words in message]
+        reason = reasons[0] if reasons else "unreadable audio"
+        work.report.drop(reason, f"{key}: {message}")
+    return kept

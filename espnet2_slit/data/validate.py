@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espnet2_slit.data.clips import segment_fault
+from espnet2_slit.data.clips import parse_segment
 from espnet2_slit.data.kaldi_dir import (
     EXAMPLES,
     SAMPLE_TASKS,
     SEPARATOR,
     DataDirError,
+    asks_questions,
     check_id,
+    choices_of,
     clip_of,
     every_line,
     listing,
@@ -162,11 +164,13 @@ def _check_segments(directory: Path, problems: _Problems) -> None:
     recordings = set(_check_lines(directory / "wav.scp", problems))
     unknown = set()
     for key, value in read_pairs(directory / "segments"):
-        wrong = segment_fault(value)
-        if wrong:
-            problems.add("segments", f"{key!r} {wrong}")
-        elif value.split()[0] not in recordings:
-            unknown.add(value.split()[0])
+        try:
+            recording = parse_segment(value).recording
+        except ValueError as error:
+            problems.add("segments", f"{key!r} {error}")
+            continue
+        if recording not in recordings:
+            unknown.add(recording)
     if unknown:
         problems.add(
             "segments", f"names recordings wav.scp lacks ({some_ids(unknown)})"
@@ -213,7 +217,17 @@ def _check_meaning(directory: Path, ids: set[str], problems: _Problems) -> None:
     references = directory / "references"
     if references.is_file():
         found = _check_lines(references, problems, repeat=True)
-        _check_same("references", found, clips, "the clip ids", problems)
+        if asks_questions(directory):
+            _check_same("references", found, ids, "the sample ids", problems)
+        else:
+            _check_same("references", found, clips, "the clip ids", problems)
+    if (directory / "choices").is_file():
+        extra = set(_check_lines(directory / "choices", problems)) - ids
+        if extra:
+            problems.add("choices", f"has ids that no sample has ({some_ids(extra)})")
+        for key, value in read_pairs(directory / "choices"):
+            if choices_of(value) is None:
+                problems.add("choices", f"{key!r} has {value!r}, expected a JSON list")
     labels = None
     for name in ("labels", "answers"):
         if (directory / name).is_file():

@@ -381,11 +381,15 @@ def write_categories(directory: Path) -> int:
         for sample, category in pairs:
             out.add(f"{category} {sample}")
     count = 0
-    with atomic(directory / "category2utt") as stream:
-        for category, members in itertools.groupby(read_pairs(flat), lambda p: p[0]):
-            stream.write(category.encode())
-            stream.writelines(f" {sample}".encode() for _, sample in members)
-            stream.write(b"\n")
-            count += 1
-    flat.unlink()
+    try:
+        with atomic(directory / "category2utt") as stream:
+            for category, members in itertools.groupby(
+                read_pairs(flat), lambda p: p[0]
+            ):
+                stream.write(category.encode())
+                stream.writelines(f" {sample}".encode() for _, sample in members)
+                stream.write(b"\n")
+                count += 1
+    finally:
+        flat.unlink()
     return count

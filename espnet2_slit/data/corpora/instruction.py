@@ -25,6 +25,7 @@ from pathlib import Path
 
 from espnet2_slit.common.files import read_lines
 from espnet2_slit.data import kaldi_dir
+from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
 from espnet2_slit.data.corpora.tables import CorpusError
 from espnet2_slit.data.writer import SetWriter
@@ -81,32 +82,28 @@ def read_utterances(folder: Path) -> Iterator[Utterance]:
         CorpusError: a file is not sorted, or wav.scp lacks an utterance.
     """
     folder = Path(folder)
-    segmented = (folder / "segments").is_file()
-    recordings = kaldi_dir.read_map(folder / "wav.scp") if segmented else {}
-    main = _Column(folder / ("segments" if segmented else "wav.scp"))
-    names = "instruction utt2audio utt2task utt2category utt2source".split()
+    samples, clips = read_clips(folder)
+    is_cut = (folder / "segments").is_file()
+    places = _Column(folder / ("segments" if is_cut else "wav.scp"))
+    names = "instruction utt2task utt2category utt2source".split()
     columns = [_Column(folder / name) for name in names]
-    for utterance, text in _sorted_pairs(folder / "text"):
-        where = main.at(utterance)
-        if where is None:
+    for sample, text in _sorted_pairs(folder / "text"):
+        place = places.at(sample)
+        if place is None:
             raise CorpusError(
-                f"{folder}: `text` has {utterance}, {main.path.name} has not. Repair "
+                f"{folder}: `text` has {sample}, {places.path.name} has not. Repair "
                 f"it: python -m espnet2_slit.bin.slit_data fix {folder}"
             )
-        segment = None
-        if segmented:
-            recording, start, end = where.split()
-            segment, where = (recording, float(start), float(end)), recordings[
-                recording
-            ]
-        instruction, clip, task, category, source = (c.at(utterance) for c in columns)
+        clip = clips[samples[sample]]
+        instruction, task, category, source = (c.at(sample) for c in columns)
+        end_s = -1.0 if clip.end_s is None else clip.end_s
         yield Utterance(
-            utterance,
-            where,
+            sample,
+            clip.path,
             text,
-            segment,
+            (place.split()[0], clip.start_s, end_s) if is_cut else None,
             instruction or "",
-            clip or utterance,
+            clip.id,
             task or CAPTION,
             category or folder.name,
             source or "",
@@ -203,11 +200,12 @@ def mix(
         sizes = Counter(u.category for s in sources for u in _asked(s, wording, skip))
         copies = balanced_copies(sizes, alpha, size or sum(sizes.values()))
     counts: Counter[str] = Counter()
+    clips = _Clips()
     with SetWriter(out) as files:
         for source in sources:
             for asked in _asked(source, wording, skip):
                 for utterance in _repeat(asked, copies, wording.seed):
-                    _add(utterance, files)
+                    _add(utterance, files, clips.of(utterance))
                     counts[utterance.category] += 1
         balance = "" if alpha is None else f", sizes^{alpha:g} balanced"
         names = ", ".join(s.name for s in sources)
@@ -243,11 +241,12 @@ def join(sources: Iterable[Path], out: Path, skip: Container[str] = ()) -> int:
         CorpusError: two samples have one id.
     """
     sources = [Path(s) for s in sources]
+    clips = _Clips()
     with SetWriter(out) as files:
         for source in sources:
             for utterance in read_utterances(source):
                 if utterance.id not in skip:
-                    _add(utterance, files)
+                    _add(utterance, files, clips.of(utterance))
         files.describe(
             corpus="+".join(dict.fromkeys(s.name for s in sources)),
             split=common_split(sources),
@@ -398,10 +397,18 @@ def _some_captions(folder: Path, wording: Wording) -> list[tuple[str, str]]:
     return kept
 
 
-def _add(utterance: Utterance, files: SetWriter) -> None:
+class _Clips(dict[tuple[str, float, float], str]):
+    """Clip ids by audio: sources that share a recording share its clip."""
+
+    def of(self, utterance: Utterance) -> str:
+        start, end = utterance.segment[1:] if utterance.segment else (0.0, -1.0)
+        return self.setdefault((utterance.wav, start, end), utterance.clip)
+
+
+def _add(utterance: Utterance, files: SetWriter, clip: str = "") -> None:
     files.add(
         utterance.id,
-        utterance.clip,
+        clip or utterance.clip,
         utterance.wav,
         utterance.text,
         utterance.task,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet2_slit.data import kaldi_dir
+from espnet2_slit.data.clips import Clip, read_clips
 
 KINDS = ("clip", "source", "file")
 EXAMPLES = 3
@@ -77,28 +78,25 @@ class _Sample:
 def _samples(folder: Path) -> Iterator[_Sample]:
     """The samples of a data directory, in its order."""
     folder = Path(folder)
-    clips = kaldi_dir.clip_of(folder)
-    if (folder / "wav.scp").is_file():
-        recordings = kaldi_dir.read_map(folder / "wav.scp")
-    else:
-        recordings = dict.fromkeys(kaldi_dir.sample_ids(folder), "")
-    files = {path: path and _real(path) for path in set(recordings.values())}
     sources = {}
     if (folder / "utt2source").is_file():
         sources = kaldi_dir.read_map(folder / "utt2source")
-    whole = ((key, f"{key} 0 -1") for key in recordings)
-    cut = folder / "segments"
-    for key, place in kaldi_dir.read_pairs(cut) if cut.is_file() else whole:
-        recording, start, end = place.split()
-        clip = clips.get(key, key)
-        source = sources.get(key, "")
+    if (folder / "wav.scp").is_file():
+        samples, clips = read_clips(folder)
+    else:  # encoded elsewhere: only ids can be compared
+        named = kaldi_dir.clip_of(folder)
+        samples = {key: named.get(key, key) for key in kaldi_dir.sample_ids(folder)}
+        clips = {name: Clip(name, "") for name in samples.values()}
+    files = {clip.path: clip.path and _real(clip.path) for clip in clips.values()}
+    for key, name in samples.items():
+        clip, source = clips[name], sources.get(key, "")
         yield _Sample(
             key,
-            clip,
-            "" if source == clip else source,  # the clip's id stands in for it
-            files.get(recordings.get(recording, ""), ""),
-            float(start),
-            float(end) if float(end) >= 0 else math.inf,
+            name,
+            "" if source == name else source,  # the clip's id stands in for it
+            files[clip.path],
+            clip.start_s,
+            math.inf if clip.end_s is None else clip.end_s,
         )
 
 

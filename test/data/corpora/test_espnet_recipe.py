@@ -3,9 +3,12 @@
 import pytest
 import trees
 
+from espnet2_slit.bin import slit_corpus
 from espnet2_slit.data import kaldi_dir, validate
 from espnet2_slit.data.corpora import CorpusError
 from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
+from espnet2_slit.data.kaldi_dir import DataDirError
+from espnet2_slit.data.prepare import prepare
 
 
 def test_clotho_references_are_read_for_scoring(tmp_path, column):
@@ -87,3 +90,154 @@ def test_a_directory_without_text_is_refused(tmp_path):
     trees.lines(folder / "text", ["b A dog"])
     with pytest.raises(CorpusError, match="share no id"):
         read_recipe_set(folder, tmp_path / "out")
+
+
+# ----------------------------------------------------- recipes in their real layout
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "dev", "valid", "evaluation"])
+def test_the_form_decides_what_a_set_is_for_not_its_name(tmp_path, name):
+    root = trees.clotho_recipe(tmp_path / "data")
+    if not (root / name).exists():
+        (root / "validation").rename(root / name)
+    for form, split in (("evaluation", "test"), ("valid", "valid"), ("train", "train")):
+        out = tmp_path / form
+        slit_corpus.main(
+            ["espnet", str(root / name), "--out", str(out), "--form", form]
+        )
+        assert kaldi_dir.read_set(out)["split"] == split
+
+
+def test_a_missing_set_lists_what_is_there(tmp_path):
+    root = trees.clotho_recipe(tmp_path / "data")
+    with pytest.raises(CorpusError, match="has development_clotho, evaluation, valid"):
+        read_recipe_set(root / "development", tmp_path / "out")
+
+
+@pytest.fixture
+def as20k(tmp_path):
+    """data/eval of as20k/cls1: several words of a vocabulary are labels of a clip."""
+    folder = tmp_path / "cls1" / "data" / "eval"
+    folder.mkdir(parents=True)
+    ids = ("eval_0", "eval_1")
+    audio = [f"{i} {trees.sound(tmp_path / f'{i}.wav', seconds=0.4)}" for i in ids]
+    trees.lines(folder / "wav.scp", audio)
+    trees.lines(
+        folder / "text", ["eval_0 Dog Rain", "eval_1 Male_speech,_man_speaking"]
+    )
+    return folder
+
+
+def test_a_line_of_several_labels_is_refused_or_read_as_several(
+    as20k, tmp_path, column
+):
+    words = ["espnet", str(as20k), "--task", "classification", "--form", "evaluation"]
+    words += ["--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="'Dog Rain' has 2 words.*--multi_label true"):
+        slit_corpus.main(words)
+    slit_corpus.main([*words, "--multi_label", "true"])
+    out = tmp_path / "out"
+    assert validate.validate(out) == 2
+    labels = (out / "labels").read_text().splitlines()
+    assert labels == ["Dog", "Male speech, man speaking", "Rain"]
+    assert column(out, "text")["eval_0"] == "Dog; Rain"
+    slit_corpus.main([*words, "--multi_label", "false"])
+    assert "Dog Rain" in (out / "labels").read_text().splitlines()
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """data_aqa_open of clotho_v2/cls1: a row an annotator, and question.txt."""
+    for name in ("development_aqa", "validation_aqa", "evaluation_aqa"):
+        folder = tmp_path / "cls1" / "data_aqa_open" / name
+        folder.mkdir(parents=True)
+        wav = trees.sound(tmp_path / f"{name}.wav", seconds=0.4)
+        rows = [("Is it raining?", a) for a in ("yes", "no", "yes")]
+        rows += [("What barks?", a) for a in ("dog", "dog", "dog")]
+        ids = [f"{name}_{n}" for n in range(len(rows))]
+        trees.lines(folder / "wav.scp", [f"{i} {wav}" for i in ids])
+        trees.lines(folder / "utt2category", [f"{i} weather" for i in ids])
+        pairs = list(zip(ids, rows, strict=True))
+        trees.lines(folder / "question.txt", [f"{i} {q}" for i, (q, _) in pairs])
+        trees.lines(folder / "text", [f"{i} {a}" for i, (_, a) in pairs])
+    return tmp_path / "cls1" / "data_aqa_open"
+
+
+def test_several_answers_to_a_question_are_one_row_with_several_references(
+    questions, tmp_path, column
+):
+    out = tmp_path / "test"
+    source = questions / "evaluation_aqa"
+    assert read_recipe_set(source, out, "question_answering", evaluation=True) == 2
+    assert validate.validate(out) == 2
+    first = "evaluation_aqa_0"
+    assert column(out, "text")[first] == "yes"
+    assert list(kaldi_dir.read_pairs(out / "references"))[:2] == [
+        (first, "no"),
+        (first, "yes"),
+    ]
+    assert len(set(column(out, "utt2audio").values())) == 1
+    assert set(column(out, "utt2category").values()) == {"weather"}
+    prepare(out, tmp_path / "dump" / "test")
+    assert validate.validate(tmp_path / "dump" / "test") == 2
+    # In training each annotator's answer is a sample.
+    assert read_recipe_set(source, tmp_path / "train", "question_answering") == 6
+
+
+def test_questions_are_never_left_out_in_silence(questions, tmp_path):
+    source = questions / "evaluation_aqa"
+    with pytest.raises(CorpusError, match="--task question_answering"):
+        read_recipe_set(source, tmp_path / "out")
+    with pytest.raises(DataDirError, match="question.txt asks.*slit corpus espnet"):
+        prepare(source, tmp_path / "dump" / "x")
+
+
+def test_statements_of_entailment_become_questions(questions, tmp_path, column):
+    source = questions / "evaluation_aqa"
+    (source / "question.txt").rename(source / "hypothesis.txt")
+    with pytest.raises(DataDirError, match="hypothesis.txt asks"):
+        prepare(source, tmp_path / "dump" / "x")
+    read_recipe_set(source, tmp_path / "out", "question_answering")
+    asked = set(column(tmp_path / "out", "instruction").values())
+    assert (
+        "Does the audio say that this is true, false or neither? What barks?" in asked
+    )
+
+
+def test_captions_of_one_recipe_and_questions_of_another_train_together(
+    questions, tmp_path, column, capsys
+):
+    root = trees.clotho_recipe(tmp_path / "asr1" / "data")
+    words = ["espnet_sets", "--from", str(root), "--train", "development_clotho"]
+    words += ["--valid", "validation", "--test", "validation,evaluation"]
+    words += ["--questions_from", str(questions), "--questions_train"]
+    words += ["development_aqa", "--questions_valid", "validation_aqa"]
+    words += ["--questions_test", "evaluation_aqa validation_aqa"]
+    slit_corpus.main([*words, "--out", str(tmp_path / "data")])
+    sets = {p.parent.name for p in (tmp_path / "data").glob("*/wav.scp")}
+    tests = {"test_evaluation", "test_validation"}
+    asked = {"test_evaluation_aqa", "test_validation_aqa"}
+    train = {"train_caption", "valid_caption", "train_instruction", "valid_instruction"}
+    assert sets == tests | asked | train
+    for name in sets:
+        assert validate.validate(tmp_path / "data" / name) > 0
+        split = name.partition("_")[0]
+        assert kaldi_dir.read_set(tmp_path / "data" / name)["split"] == split
+    tasks = list(column(tmp_path / "data" / "train_instruction", "utt2task").values())
+    assert (tasks.count("caption"), tasks.count("question_answering")) == (12, 6)
+    assert "train_instruction: 18 samples of 13 clips" in capsys.readouterr().out
+
+
+def test_questions_alone_say_what_to_train(questions, tmp_path, capsys):
+    words = ["espnet_sets", "--from", str(questions), "--task", "question_answering"]
+    words += ["--train", "development_aqa", "--valid", "validation_aqa"]
+    words += [
+        "--test",
+        "evaluation_aqa",
+        "validation_aqa",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    slit_corpus.main(words)
+    assert "--skip_representation true" in capsys.readouterr().out
+    assert (tmp_path / "d" / "test_validation_aqa" / "references").is_file()

@@ -16,8 +16,13 @@ from=           # the other recipe's data/
 train=          # its training directory
 valid=          # its validation directory
 test=           # its test directories, by comma
+questions_from=  # data/ of a recipe with questions on audio, beside captions or labels
+questions_train= # its training directory
+questions_valid= # its validation directory
+questions_test=  # its test directories, by comma
 task=caption    # what `text` holds: caption, question_answering or classification
 label_names=    # lines `word name`, where labels are words of a vocabulary
+multi_label=    # true: each word of `text` is a label of its own; false: a line is one
 data_dir=data   # where the data directories go
 python=python3  # the Python of the project's environment
 # End of options
@@ -30,25 +35,13 @@ parse_options "$@"
 
 from=$(given "${from}")
 label_names=$(given "${label_names}")
+questions_from=$(given "${questions_from}")
 for name in from train valid test; do
     [ -n "${!name}" ] || usage_error "--${name} is needed (${0##*/} --help)"
 done
-corpus() { "${python}" -m espnet2_slit.bin.slit_corpus "$@"; }
-complete() { # SET OUT OPTIONS
-    corpus espnet "${from}/$1" --out "$2" --task "${task}" \
-        ${label_names:+--label_names "${label_names}"} "${@:3}"
-}
-
-for set in ${test//,/ }; do
-    complete "${set}" "${data_dir}/test_${set}" --form evaluation
-done
-for part in train valid; do
-    sources=("${data_dir}/parts/${part}")
-    if [ "${task}" = caption ]; then sources=("${data_dir}/${part}_caption"); fi
-    complete "${!part}" "${sources[0]}"
-    if [ "${task}" = classification ]; then
-        corpus label_captions "${sources[0]}" --out "${data_dir}/${part}_caption"
-        sources+=("${data_dir}/${part}_caption")
-    fi
-    corpus instruction "${sources[@]}" --out "${data_dir}/${part}_instruction"
-done
+"${python}" -m espnet2_slit.bin.slit_corpus espnet_sets --from "${from}" --out "${data_dir}" \
+    --train "${train}" --valid "${valid}" --test "${test}" --task "${task}" \
+    ${label_names:+--label_names "${label_names}"} ${multi_label:+--multi_label "${multi_label}"} \
+    ${questions_from:+--questions_from "${questions_from}" --questions_test "${questions_test}"} \
+    ${questions_train:+--questions_train "${questions_train}"} \
+    ${questions_valid:+--questions_valid "${questions_valid}"}
