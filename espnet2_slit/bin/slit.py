@@ -44,6 +44,11 @@ def get_parser():
     command = add("caption", caption, "describe audio files")
     add_files(command)
     command.add_argument("--instruction", help="other wording than the default")
+    command.add_argument(
+        "--window_s",
+        type=seconds,
+        help="a caption for each window of so many seconds, in audio of any length",
+    )
     add_generation(command, rerank=True)
     add_model(command)
 
@@ -101,6 +106,23 @@ def get_parser():
         default=0,
         help="best candidates that the matching head listens to again (0: none)",
     )
+    command.add_argument(
+        "--moments", action="store_true", help="where in the files, not which files"
+    )
+    add_model(command)
+
+    command = add(
+        "moments", moments, "find when in audio, of any length, a text is true"
+    )
+    command.add_argument("text")
+    add_files(command)
+    command.add_argument("--top_k", type=positive, default=10, help="of all files")
+    command.add_argument(
+        "--window_s",
+        type=seconds,
+        nargs="+",
+        help="lengths of the windows that are compared (2.5 5 10)",
+    )
     add_model(command)
 
     command = add("info", info, "what is in a checkpoint, without building it")
@@ -127,6 +149,14 @@ def positive(word):
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {word}")
+    return number
+
+
+def seconds(word):
+    """A number above 0."""
+    number = float(word)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {word}")
     return number
 
 
@@ -231,23 +261,18 @@ def in_steps(files, batch_size, work):
         batch_size: clips of one batch.
         work: list of files -> results in their order.
     """
-    from espnet2_slit.data.audio import AudioError
+    from espnet2_slit.inference.one_by_one import each, fault_of
 
     step = batch_size * FILES_PER_STEP
     with bar(len(files)) as shown:
         for start in range(0, len(files), step):
             some = files[start : start + step]
-            try:
-                found = list(zip(some, work(some), strict=True))
-            except AudioError:
-                found = []
-                for file in some:
-                    try:
-                        found.append((file, work([file])[0]))
-                    except AudioError as error:
-                        shown.write(f"slit: {error}", file=sys.stderr)
+            for file, result in each(some, work):
+                if isinstance(result, Exception):
+                    shown.write(f"slit: {fault_of(file, result)}", file=sys.stderr)
+                else:
+                    yield file, result
             shown.update(len(some))
-            yield from found
 
 
 def put(args, name, pairs, text=str):
@@ -285,10 +310,28 @@ def caption(args):
         args.files,
         args.batch_size,
         lambda some: slit.caption(
-            some, instruction=args.instruction, options=generation(args)
+            some,
+            instruction=args.instruction,
+            window_s=args.window_s,
+            options=generation(args),
         ),
     )
-    return put(args, "caption", pairs)
+    if not args.window_s:
+        return put(args, "caption", pairs)
+    windows = ((file, {"captions": [vars(c) for c in found]}) for file, found in pairs)
+
+    def lines(result):
+        rows = result["captions"]
+        return "\n".join(
+            f"{times(r['start_s'], r['end_s'])}\t{r['text']}" for r in rows
+        )
+
+    return put(args, "captions", windows, lines)
+
+
+def times(start_s, end_s):
+    """A place in a clip as two columns of seconds."""
+    return f"{start_s:.2f}\t{end_s:.2f}"
 
 
 def ask(args):
@@ -391,13 +434,44 @@ def search(args):
     """`slit search`."""
     slit = load(args)
     found, _ = update_index(args, slit)
-    for hit in found.search(slit, args.text, args.top_k, args.rerank):
+    hits = found.search(slit, args.text, args.top_k, args.rerank, args.moments)
+    print_hits(args, hits, args.moments)
+    return 0
+
+
+def print_hits(args, hits, places):
+    """A line for each hit, with its place in the file where wanted."""
+    for hit in hits:
         if args.json:
-            row = {"file": hit.item, "score": hit.score}
+            place = {"start_s": hit.start_s, "end_s": hit.end_s}
+            row = {"file": hit.item, "score": hit.score, **place}
             print(json.dumps(row, ensure_ascii=False))
         else:
-            print(f"{hit.score:.4f}\t{hit.item}")
-    return 0
+            place = f"\t{times(hit.start_s, hit.end_s)}" if places else ""
+            print(f"{hit.score:.4f}\t{hit.item}{place}")
+
+
+def moments(args):
+    """`slit moments`."""
+    from espnet2_slit.inference.windows import MOMENT_WINDOWS_S
+
+    slit = load(args)
+    window_s = args.window_s or MOMENT_WINDOWS_S
+    # One file at a time: each may be an hour long.
+    pairs = in_steps(
+        args.files,
+        1,
+        lambda some: [
+            slit.moments(args.text, file, top_k=args.top_k, window_s=window_s)
+            for file in some
+        ],
+    )
+    hits, done = [], 0
+    for _, found in pairs:
+        done += 1
+        hits = sorted(hits + found, key=lambda hit: -hit.score)[: args.top_k]
+    print_hits(args, hits, True)
+    return 0 if done == len(args.files) else 1
 
 
 def info(args):

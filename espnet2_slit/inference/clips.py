@@ -6,6 +6,7 @@ leaves decoding of files to `data.audio`, batches to `engine`.
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 import tempfile
@@ -21,6 +22,7 @@ from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
 from espnet2_slit.data.clips import Clip
 from espnet2_slit.data.kaldi_matrix import FeatureReader
 
+REST_S = 0.1  # a last window shorter than this would say nothing
 FORMS = (
     "a path, an array or tensor of samples with its sample rate as (array, rate) or"
     " sample_rate=, {'array': ..., 'sampling_rate': ...}, or a list of these"
@@ -137,6 +139,31 @@ class AudioClips:
         first = round(start_s * self.target_rate)
         last = None if end_s is None else round(end_s * self.target_rate)
         return item[first:last]
+
+    def cut(self, window_s: float) -> tuple[AudioClips, list[tuple[int, float, float]]]:
+        """Windows that follow each other, as clips of their own.
+
+        Args:
+            window_s: seconds of each; a rest below REST_S stays with the last one.
+
+        Returns:
+            The windows, and for each its (clip, start, end in seconds).
+        """
+        parts, places = AudioClips([], None, self.target_rate), []
+        for clip, duration_s in enumerate(self.durations_s):
+            count = max(1, math.ceil((duration_s - REST_S) / window_s))
+            for k in range(count):
+                start_s = k * window_s
+                end_s = (k + 1) * window_s if k + 1 < count else duration_s
+                item = self.items[clip]
+                if isinstance(item, tuple):
+                    path, first_s, _ = item
+                    parts.items.append((path, first_s + start_s, first_s + end_s))
+                else:
+                    parts.items.append(self.load_part(clip, start_s, end_s))
+                parts.durations_s.append(end_s - start_s)
+                places.append((clip, start_s, end_s))
+        return parts, places
 
 
 def check_length(name: str, duration_s: float, longest_s: float) -> None:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from espnet2_slit.common import templates
+from espnet2_slit.data.audio import MIN_DURATION_S
 from espnet2_slit.inference import packing
 from espnet2_slit.inference.classification import (
     label_likelihoods,
@@ -47,8 +48,9 @@ from espnet2_slit.inference.retrieval import (
     read_queries,
     retrieve,
 )
+from espnet2_slit.inference.windows import MOMENT_WINDOWS_S, find_moments
 
-__all__ = ["SLIT", "Classification", "Hit", "InferenceError"]
+__all__ = ["SLIT", "Classification", "Hit", "InferenceError", "WindowCaption"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,30 @@ class Hit:
         index: of the clip (or text) in what was given.
         score: higher is better; comparable within one search.
         item: the path or text itself; None for arrays.
+        start_s: where in the clip what was looked for begins, seconds; None for texts.
+        end_s: where it ends; None for texts.
     """
 
     index: int
     score: float
     item: str | None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class WindowCaption:
+    """What is heard in one window of a clip.
+
+    Attributes:
+        start_s: seconds.
+        end_s: seconds.
+        text: of this window alone.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
 
 
 class SLIT(Engine):
@@ -171,6 +192,7 @@ class SLIT(Engine):
         audio: Any,
         *,
         instruction: str | None = None,
+        window_s: float | None = None,
         sample_rate: float | None = None,
         options: Options = None,
     ) -> Any:
@@ -180,20 +202,36 @@ class SLIT(Engine):
             audio: path, array, tensor, (array, rate) or {"array", "sampling_rate"}; or
                 a list of them.
             instruction: other wording than the default.
+            window_s: describe each window of so many seconds, in audio of any length;
+                None: the whole clip.
             sample_rate: Hz of arrays.
             options: GenerationOptions, or a dict of its fields. `rerank` lets the
                 representation part choose among the beams.
 
         Returns:
-            A text; a list of them for a list.
+            A text; with `window_s` a list of WindowCaption; a list of either for a list
+            of clips.
         """
         instruction = instruction or templates.instruction("caption")
         options = generation_options(options)
         items, one = clip_list(audio)
-        clips = self.clips(items, sample_rate)
-        requests = [(i, instruction) for i in range(len(clips))]
-        texts = generate(self, clips, requests, options)
-        return texts[0] if one else texts
+        if window_s is None:
+            clips = self.clips(items, sample_rate)
+            requests = [(i, instruction) for i in range(len(clips))]
+            texts = generate(self, clips, requests, options)
+            return texts[0] if one else texts
+        if not MIN_DURATION_S <= window_s <= self.longest_s:
+            raise InferenceError(
+                f"window_s: expected {MIN_DURATION_S} to {self.longest_s:.4g} s, found"
+                f" {window_s}."
+            )
+        parts, places = self.clips(items, sample_rate, any_length=True).cut(window_s)
+        requests = [(i, instruction) for i in range(len(parts))]
+        captions: list[list[WindowCaption]] = [[] for _ in items]
+        texts = generate(self, parts, requests, options)
+        for (clip, start_s, end_s), text in zip(places, texts, strict=True):
+            captions[clip].append(WindowCaption(start_s, end_s, text))
+        return captions[0] if one else captions
 
     def answer(
         self,
@@ -379,15 +417,62 @@ class SLIT(Engine):
         clips = self.clips(items, sample_rate)
         found = retrieve(self, clips, texts, rerank, (direction,))
         scores = found.get(f"reranked_{direction}", found["contrastive"])
-        names: list[str | None] = [
-            os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
-            for item in items
-        ]
-        one = one_text
+        names, one = _names(items), one_text
         if direction == "audio_to_text":
             scores, names, one = scores.T, list(texts), one_clip
         results = []
         for row in scores:
             order = np.argsort(-row, kind="stable")[:top_k]
             results.append([Hit(int(i), float(row[i]), names[i]) for i in order])
+        if direction == "text_to_audio":  # the whole clip
+            ends = clips.durations_s
+            results = [
+                [replace(hit, start_s=0.0, end_s=ends[hit.index]) for hit in hits]
+                for hits in results
+            ]
         return results[0] if one else results
+
+    def moments(
+        self,
+        texts: str | Iterable[str],
+        audio: Any,
+        *,
+        top_k: int = 10,
+        window_s: float | Iterable[float] = MOMENT_WINDOWS_S,
+        sample_rate: float | None = None,
+    ) -> Any:
+        """Find when in audio, of any length, something is heard.
+
+        Args:
+            texts: one text or a list.
+            audio: one clip or a list, as for `caption`; read in parts.
+            top_k: results for each text, over all clips.
+            window_s: seconds of the windows among which moments are chosen.
+            sample_rate: Hz of arrays.
+
+        Returns:
+            List of Hit, best first, with `start_s` and `end_s`; a list of such lists
+            for a list of texts.
+        """
+        one = isinstance(texts, str)
+        texts = word_list("texts", [texts] if isinstance(texts, str) else texts)
+        lengths = [window_s] if isinstance(window_s, (int, float)) else list(window_s)
+        items, _ = clip_list(audio)
+        clips, names = self.clips(items, sample_rate, any_length=True), _names(items)
+        hits: list[list[Hit]] = [[] for _ in texts]
+        for clip in range(len(clips)):
+            found = find_moments(self, clips, clip, texts, top_k, lengths)
+            for row, moments in zip(hits, found, strict=True):
+                row += [
+                    Hit(clip, m.score, names[clip], m.start_s, m.end_s) for m in moments
+                ]
+        ranked = [sorted(row, key=lambda hit: -hit.score)[:top_k] for row in hits]
+        return ranked[0] if one else ranked
+
+
+def _names(items: Sequence[Any]) -> list[str | None]:
+    """Paths of clips; None for arrays."""
+    return [
+        os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+        for item in items
+    ]

@@ -13,6 +13,7 @@ import tiny_system
 
 from espnet2_slit.bin import slit as command
 from espnet2_slit.inference import doctor, packing, system_info
+from espnet2_slit.inference.clips import AudioClips
 from espnet2_slit.inference.search_index import SearchIndex, find_audio
 from espnet2_slit.inference.slit import SLIT, InferenceError
 
@@ -171,9 +172,11 @@ def test_reranked_search_equals_the_library(run, slit, folder, rerank):
 
 def test_index_grows_shrinks_and_repeats_nothing(run, slit, folder, monkeypatch):
     embedded = []
-    embed = slit.embed_audio
+    rows = SearchIndex._rows
     monkeypatch.setattr(
-        slit, "embed_audio", lambda files: embedded.extend(files) or embed(files)
+        SearchIndex,
+        "_rows",
+        lambda self, slit, names: embedded.extend(names) or rows(self, slit, names),
     )
     assert "4 added" in run("index", folder)[1][0]
     write_clip(folder / "new.wav", 7)
@@ -202,6 +205,124 @@ def test_unreadable_file_is_left_out_of_the_index(run, folder):
     (folder / "bad.wav").write_bytes(b"")
     status, (line,), _ = run("index", folder)
     assert status == 0 and "4 added" in line and "1 unreadable" in line
+
+
+def test_index_keeps_windows_of_what_is_longer_than_one(run, slit, folder):
+    files = [str(folder / name) for name in find_audio(folder)]
+    write_long(folder / "long.wav", 12)
+    write_long(folder / "longest.wav", int(2 * slit.longest_s))
+    status, (line,), error = run("index", folder)
+    assert status == 0 and "6 added" in line and error == ""
+    status, lines, _ = run("search", "a bell", folder, "--json", "--top_k", "6")
+    hits = {row["file"]: row for row in map(json.loads, lines)}
+    assert set(hits) == {*files, str(folder / "long.wav"), str(folder / "longest.wav")}
+    whole = hits[str(folder / "long.wav")]
+    assert (whole["start_s"], whole["end_s"]) == (0, 12)
+    expected = slit.search("a bell", str(folder / "long.wav"), rerank=0)[0]
+    assert whole["score"] == pytest.approx(expected.score, abs=2e-3)
+    # too long to be read at once: as good as its best window
+    best = hits[str(folder / "longest.wav")]
+    (moment,) = slit.moments(
+        "a bell", str(folder / "longest.wav"), window_s=5.0, top_k=1
+    )
+    assert best["score"] == pytest.approx(moment.score, abs=0.02)
+    assert best["end_s"] - best["start_s"] == pytest.approx(5, abs=0.2)
+
+
+def write_long(path, seconds):
+    """Noise that changes every second."""
+    random = np.random.default_rng(seconds)
+    loud = np.repeat(random.uniform(0.01, 0.3, seconds), RATE)
+    soundfile.write(path, loud * random.standard_normal(seconds * RATE), RATE)
+
+
+def test_moments_of_files_and_of_a_folder(run, slit, folder):
+    long = folder / "long.wav"
+    write_long(long, 12)
+    expected = slit.moments("a dog barks", str(long), top_k=3)
+    status, lines, _ = run("moments", "a dog barks", long, "--top_k", "3")
+    assert status == 0
+    assert lines == [
+        f"{hit.score:.4f}\t{long}\t{hit.start_s:.2f}\t{hit.end_s:.2f}"
+        for hit in expected
+    ]
+    bad = folder / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    words = ["--json", "--window_s", "2", "4", "--top_k", "20"]
+    status, lines, error = run("moments", "a dog barks", folder, *words)
+    found = [json.loads(line) for line in lines]
+    assert status == 1 and "bad.wav" in error
+    assert {row["file"] for row in found} >= {str(long), str(folder / "0.wav")}
+    bad.unlink()
+    status, lines, _ = run("search", "a dog barks", folder, "--moments", "--json")
+    found = [json.loads(line) for line in lines]
+    assert status == 0 and [row["score"] for row in found] == sorted(
+        (row["score"] for row in found), reverse=True
+    )
+    places = [(r["start_s"], r["end_s"]) for r in found if r["file"] == str(long)]
+    assert len(places) > 1 and all(0 <= a < b <= 12 for a, b in places)
+    lines = run("search", "a dog", folder, "--moments", "--top_k", "1")[1]
+    assert len(lines[0].split("\t")) == 4
+    _, lines, _ = run("search", "a dog", folder, "--moments", "--rerank", "3")
+    scores = [float(line.split("\t")[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    status, _, error = run("moments", "a dog", long, "--window_s", "1000")
+    assert status == 1 and "window_s: expected" in error
+
+
+def test_long_files_are_captioned_by_window(run, slit, folder):
+    long = folder / "longest.wav"
+    write_long(long, int(2 * slit.longest_s))
+    status, lines, error = run("caption", folder / "0.wav", long, *FAST)
+    assert status == 1 and len(lines) == 1
+    assert "longest.wav: lasts" in error and "window_s" in error
+    status, lines, _ = run("caption", long, *FAST, "--window_s", "40")
+    assert status == 0 and len(lines) == -(-int(2 * slit.longest_s) // 40)
+    assert lines[1].split("\t")[:2] == ["40.00", "80.00"]
+    _, (line,), _ = run("caption", long, *FAST, "--window_s", "40", "--json")
+    assert len(json.loads(line)["captions"]) == len(lines)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("soxr"), TypeError("x"), MemoryError()])
+@pytest.mark.parametrize(
+    "words",
+    ["caption {} --num_beams 1 --max_new_tokens 2", "ask what? {} --candidates a b",
+     "classify {} --labels a b", "embed {} --output {}/x.npz", "index {}",
+     "moments dog {}"],
+)  # fmt: skip
+def test_whatever_is_raised_for_a_file_the_others_are_served(
+    run, slit, folder, monkeypatch, fault, words
+):
+    load = AudioClips.load_part
+
+    def faulty(clips, i, *place):
+        if isinstance(clips.items[i], tuple) and "1.wav" in clips.items[i][0]:
+            raise fault
+        return load(clips, i, *place)
+
+    monkeypatch.setattr(AudioClips, "load_part", faulty)
+    status, lines, error = run(*[w.format(folder) for w in words.split()])
+    assert "1.wav: could not be used" in error or "1 unreadable" in lines[0]
+    if words.startswith("embed"):
+        assert len(np.load(folder / "x.npz")["files"]) == 3
+    elif words.startswith("index"):
+        assert "3 added" in lines[0] and status == 0
+    else:
+        assert status == 1 and len(lines) >= 3
+
+
+def test_index_of_an_earlier_version_is_made_again(run, folder, caplog):
+    run("index", folder)
+    file = folder / ".slit_index" / "index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 1}))
+    np.savez(folder / ".slit_index" / "part.00000.npz", files=np.array(["gone.wav"]))
+    old = SearchIndex(folder / ".slit_index")
+    with pytest.raises(InferenceError, match="expected schema 2, found 1.*slit index"):
+        old.search(None, "a dog")
+    caplog.clear()
+    status, (line,), _ = run("index", folder)
+    assert status == 0 and "4 added" in line and "0 removed" in line
+    assert "is made again" in caplog.text
 
 
 def test_index_of_another_model_is_refused(run, slit, folder, monkeypatch):
