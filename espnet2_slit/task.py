@@ -16,16 +16,10 @@ import torch
 from typeguard import typechecked
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.checkpoint import (
-    can_be_resumed,
-    load_init_params,
-    load_strictly,
-    read_training_config,
-    read_weights,
-)
 from espnet2_slit.common.files import read_yaml
 from espnet2_slit.common.identity import identity_differences
 from espnet2_slit.common.precision import choose_precision
+from espnet2_slit.common.weights import load_strictly, read_weights
 from espnet2_slit.data.feature_cache import check_features
 from espnet2_slit.data.preprocessor import (
     SLITPreprocessor,
@@ -40,6 +34,11 @@ from espnet2_slit.model.espnet_model import (
     SLITModel,
 )
 from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.train.checkpoint import (
+    can_be_resumed,
+    load_init_params,
+    read_training_config,
+)
 from espnet2_slit.train.scheduler import WarmupCosine
 from espnet2_slit.train.trainer import SLITTrainer
 

@@ -50,7 +50,8 @@ def rank_main(rank, folder, lm_folder, commands, bad_command, whole, killed):
 
 def _note_ranks(rank, folder):
     """What the second run will find."""
-    from espnet2_slit.common.checkpoint import STEP_FILE, read_checkpoint
+    from espnet2_slit.common.weights import read_checkpoint
+    from espnet2_slit.train.checkpoint import STEP_FILE
 
     if rank == 0:
         states = read_checkpoint(folder / STEP_FILE)

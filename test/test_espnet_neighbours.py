@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.checkpoint import read_weights
+from espnet2_slit.common.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "egs2/slit/slit1/conf/espnet3/training_representation_mini.yaml"

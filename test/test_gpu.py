@@ -28,13 +28,14 @@ from test_language_model import CANDIDATES, inputs, padded, prefix_of
 from test_step_checkpoint import run_until
 from tiny_qformer import tiny_batch, tiny_qformer
 
-from espnet2_slit.common.checkpoint import STEP_FILE, read_checkpoint, read_weights
+from espnet2_slit.common.weights import read_checkpoint, read_weights
 from espnet2_slit.inference.attention import attention as attention_maps
 from espnet2_slit.inference.retrieval import retrieve
 from espnet2_slit.inference.slit import SLIT
 from espnet2_slit.model import cpu_attention as attention
 from espnet2_slit.model import objectives
 from espnet2_slit.model.language_model import GenerationOptions, load_language_model
+from espnet2_slit.train.checkpoint import STEP_FILE
 
 DEVICE, BACKEND, NGPU = "cuda", "nccl", "1"
 ROOT = Path(__file__).resolve().parents[1]

@@ -29,7 +29,7 @@ def weights(path):
 
 
 def checkpoint(folder):
-    from espnet2_slit.common.checkpoint import read_checkpoint
+    from espnet2_slit.common.weights import read_checkpoint
 
     return read_checkpoint(Path(folder) / "checkpoint.pth")
 
@@ -262,7 +262,7 @@ def test_resume_of_a_run_that_stopped_early_trains_nothing(
 
 
 def test_broken_checkpoint_is_named(stages, tmp_path, train_command):
-    from espnet2_slit.common.checkpoint import WeightsError
+    from espnet2_slit.common.weights import WeightsError
 
     file = tmp_path / "checkpoint.pth"
     whole = (stages["generative"] / "checkpoint.pth").read_bytes()
@@ -289,7 +289,7 @@ def test_accumulated_steps_train(tmp_path, tiny_features, train_command):
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):
-    from espnet2_slit.common.checkpoint import atomic_torch_save
+    from espnet2_slit.train.checkpoint import atomic_torch_save
 
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(2)}, path)
@@ -332,7 +332,7 @@ def copy_of(folder, tmp_path, states):
 
 
 def test_weights_that_do_not_fit_are_listed(stages, tmp_path):
-    from espnet2_slit.common.checkpoint import WeightsError
+    from espnet2_slit.common.weights import WeightsError
 
     folder = stages["generative"]
     states = weights(folder / "1epoch.pth")
@@ -350,7 +350,7 @@ def test_weights_that_do_not_fit_are_listed(stages, tmp_path):
 
 
 def test_broken_weights_file_is_named(stages, tmp_path):
-    from espnet2_slit.common.checkpoint import WeightsError
+    from espnet2_slit.common.weights import WeightsError
 
     folder = copy_of(stages["generative"], tmp_path, {"a": torch.ones(1)})
     path = folder / "valid.loss.best.pth"
@@ -368,7 +368,7 @@ def test_broken_weights_file_is_named(stages, tmp_path):
 
 
 def test_pickled_code_is_not_run(stages, tmp_path):
-    from espnet2_slit.common.checkpoint import WeightsError
+    from espnet2_slit.common.weights import WeightsError
 
     class Evil:
         def __reduce__(self):
@@ -539,8 +539,8 @@ def test_config_of_something_else_is_refused(tmp_path):
 def test_init_param_with_prefixes_works_as_in_espnet(
     stages, tmp_path, train_command, spec, loaded
 ):
-    from espnet2_slit.common.checkpoint import load_init_params
     from espnet2_slit.task import SLITTask
+    from espnet2_slit.train.checkpoint import load_init_params
 
     file = stages["representation"] / "valid.loss.best.pth"
     cmd = train_command("generative", tmp_path, "--seed", "1")
@@ -554,7 +554,8 @@ def test_init_param_with_prefixes_works_as_in_espnet(
 
 
 def test_init_param_that_fits_nowhere_is_an_error(stages, tmp_path, train_command):
-    from espnet2_slit.common.checkpoint import WeightsError, load_init_params
+    from espnet2_slit.common.weights import WeightsError
+    from espnet2_slit.train.checkpoint import load_init_params
 
     file = stages["representation"] / "valid.loss.best.pth"
     model, _ = load(stages["generative"])
@@ -569,7 +570,7 @@ def test_init_param_that_fits_nowhere_is_an_error(stages, tmp_path, train_comman
 def test_init_param_that_leaves_weights_untrained_is_an_error(
     stages, tmp_path, train_command, caplog
 ):
-    from espnet2_slit.common.checkpoint import WeightsError
+    from espnet2_slit.common.weights import WeightsError
 
     lean = tmp_path / "lean"
     main(train_command("generative", lean, "--model_conf", "carry_text_branch=false"))

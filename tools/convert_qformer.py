@@ -17,6 +17,7 @@ import logging
 
 import torch
 
+from espnet2_slit.common.weights import read_weights as read_file
 from espnet2_slit.model.objectives import RepresentationHeads
 from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.model.qformer_weights import (
@@ -61,7 +62,7 @@ def import_weights(args: argparse.Namespace) -> None:
 
 def export_weights(args: argparse.Namespace) -> None:
     """Model file of this package -> folder of transformers."""
-    state = torch.load(args.source, map_location="cpu", weights_only=True)
+    state = read_file(args.source)
     weights = {
         name.removeprefix(QFORMER): tensor
         for name, tensor in state.items()

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet2_slit.common.checkpoint import read_weights
 from espnet2_slit.common.identity import comes_from_hub
+from espnet2_slit.common.weights import read_weights
 from espnet2_slit.inference import packing
 
 # Licence of well-known frozen parts, by a word of their name, as their makers state it.

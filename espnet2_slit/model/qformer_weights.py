@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espnet2_slit.common.weights import read_weights as read_file
 from espnet2_slit.model.qformer import QFormer
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, Tensor]:
     """
     path = Path(source)
     if path.is_file():
-        return _read_file(path)
+        return read_file(path)
     if not path.is_dir():
         path = _download(str(source))
     index = [*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")]
@@ -268,7 +269,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, Tensor]:
         files.append(path / EXTRA_FILE)
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= _read_file(file)
+        state |= read_file(file)
     return state
 
 
@@ -603,33 +604,6 @@ def _never_needed(name: str, qformer: QFormer) -> bool:
 
 
 # -- files --------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
-        raise ValueError(
-            f"{path}: expected a PyTorch file of tensors, found one that cannot be read"
-            f" ({str(error).splitlines()[:1]}). It is missing, truncated or of another"
-            " kind: copy it again."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    tensors = isinstance(state, dict) and all(
-        isinstance(value, Tensor) for value in state.values()
-    )
-    if not tensors:
-        raise ValueError(
-            f"{path}: expected a dict of tensors, or one under the key 'model'; found "
-            f"{type(state).__name__}"
-            + (f" with keys {_some(state)}" if isinstance(state, dict) else "")
-        )
-    return state
 
 
 def _download(name: str) -> Path:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.checkpoint import (
+from espnet2_slit.common.weights import read_checkpoint
+from espnet2_slit.train.checkpoint import (
     STEP_FILE,
     check_training,
-    read_checkpoint,
     restore_training,
     training_state,
 )

@@ -15,12 +15,12 @@ import torch
 from typeguard import typechecked
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.checkpoint import (
+from espnet2_slit.common.weights import read_checkpoint
+from espnet2_slit.train.checkpoint import (
     EPOCH_FILE,
     STEP_FILE,
     atomic_torch_save,
     check_training,
-    read_checkpoint,
     remove_unfinished,
     repair_experiment,
     restore_training,
@@ -208,7 +208,7 @@ def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOption
     """
     if options.patience is None:
         return options
-    states = read_checkpoint(Path(options.output_dir) / EPOCH_FILE)
+    states = read_checkpoint(Path(options.output_dir) / EPOCH_FILE, mmap=True)
     if "reporter" not in states:
         return options  # resume says what is wrong with the file
     reporter = Reporter()

@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_the_earlier_archive(tmp_path, tiny_parts, capsys):
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     import torch
 
-    from espnet2_slit.common.checkpoint import atomic_torch_save
+    from espnet2_slit.train.checkpoint import atomic_torch_save
 
     path = tmp_path / "checkpoint.pth"
     with atomic_torch_save():

@@ -165,7 +165,7 @@ def plain(value):
 def content(path):
     """What must be equal: everything except what the clock wrote."""
     if path.suffix == ".pth":
-        from espnet2_slit.common.checkpoint import read_checkpoint
+        from espnet2_slit.common.weights import read_checkpoint
 
         return plain(read_checkpoint(path))
     if path.suffix == ".npz":

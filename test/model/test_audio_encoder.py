@@ -482,8 +482,8 @@ def test_beats_missing_unexpected_and_misshapen_weights_are_listed(paths, tmp_pa
     with pytest.raises(ValueError) as error:
         build_audio_encoder("beats", path=path)
     message = str(error.value)
-    assert "Missing: post_extract_proj.bias; unexpected: stray; misshapen: " in message
-    assert "layer_norm.weight (3,) instead of (16,)" in message
+    assert "1 missing (post_extract_proj.bias); 1 unexpected (stray); " in message
+    assert "layer_norm.weight expected (16,), found (3,)" in message
 
 
 def test_fine_tuned_and_openbeats_checkpoints_give_the_same_frames(
@@ -519,7 +519,7 @@ def test_fbank_statistics_change_frames_and_identity(build):
 
 
 def test_not_a_beats_checkpoint_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file at .*nowhere"):
+    with pytest.raises(ValueError, match="nowhere.pt: expected a weights file"):
         build_audio_encoder("beats", path=tmp_path / "nowhere.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r'"cfg" and "model", found .*state_dict'):
@@ -535,7 +535,7 @@ class Payload:
 
 def test_checkpoints_do_not_run_code(tmp_path):
     torch.save({"cfg": Payload(), "model": {}}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="plain tensors"):
+    with pytest.raises(ValueError, match="Pickled objects are not opened"):
         build_audio_encoder("beats", path=tmp_path / "evil.pt")
 
 
@@ -563,5 +563,5 @@ def test_espnet_errors_name_what_is_missing(paths, tmp_path):
     weights.pop("encoder.after_norm.weight")
     torch.save(weights, tmp_path / "broken.pth")
     config = paths("espnet").parent / "config.yaml"
-    with pytest.raises(ValueError, match="Missing: encoder.after_norm.weight"):
+    with pytest.raises(ValueError, match=r"1 missing \(encoder.after_norm.weight\)"):
         build_audio_encoder("espnet", path=tmp_path / "broken.pth", config=config)

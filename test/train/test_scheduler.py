@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from espnet2_slit.common.checkpoint import read_checkpoint
+from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.task import SLITTask
 from espnet2_slit.train.scheduler import WarmupCosine
 from espnet2_slit.train.trainer import training_steps

@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
-from espnet2_slit.common.checkpoint import STEP_FILE, WeightsError, read_checkpoint
+from espnet2_slit.common.weights import WeightsError, read_checkpoint
+from espnet2_slit.train.checkpoint import STEP_FILE
 from espnet2_slit.train.step_checkpoint import ResumableEpoch
 
 ALWAYS = ["--checkpoint_minutes", "1e-9"]  # after each step

@@ -25,6 +25,8 @@ from espnet2_slit.model.frozen import Frozen
 # Raise when the same weights and options would give other frames than before:
 # it is part of `identity()`, so feature caches of older code are refused.
 FRAMES_VERSION = 1
+# What to do about weights that do not fit.
+WRONG_FILE = "Give the checkpoint that belongs to this encoder."
 # Values of `layer` that take the states of all layers.
 ALL_STATES = ("weighted", "concatenated")
 
@@ -354,45 +356,3 @@ def _check_layer(layer: int | str | None, num_layers: int | None, kind: str) -> 
             f"layer: expected null, 'weighted', 'concatenated' or 0 to {num_layers}, "
             f"found {layer!r}"
         )
-
-
-def load_checked(
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    path: str | Path,
-    may_lack: tuple[str, ...] = (),
-    may_have: tuple[str, ...] = (),
-) -> None:
-    """Load weights, all of them and nothing else.
-
-    Args:
-        module: takes the weights.
-        weights: by name.
-        path: named in the error.
-        may_lack: beginnings of names that the weights may leave out.
-        may_have: beginnings of names that the weights may have in excess.
-
-    Raises:
-        ValueError: weights are missing, unexpected or of another shape; lists them.
-    """
-    expected = module.state_dict()
-    missing = [n for n in expected if n not in weights and not n.startswith(may_lack)]
-    excess = [n for n in weights if n not in expected and not n.startswith(may_have)]
-    shared = {name: value for name, value in weights.items() if name in expected}
-    misshapen = [
-        f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
-        for name, value in shared.items()
-        if value.shape != expected[name].shape
-    ]
-    if missing or excess or misshapen:
-        raise ValueError(
-            f"{path} does not fit {type(module).__name__}. Missing: "
-            f"{_shorten(missing)}; unexpected: {_shorten(excess)}; misshapen: "
-            f"{_shorten(misshapen)}. Give the checkpoint that belongs to this encoder."
-        )
-    module.load_state_dict(shared, strict=False)
-
-
-def _shorten(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most]) or "none"
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

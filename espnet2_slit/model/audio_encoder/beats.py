@@ -6,13 +6,17 @@ statistics, and frames that are equal on ESPnet 202511 and 202611.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from espnet2_slit.model.audio_encoder.base import AudioEncoder, Grid, load_checked
+from espnet2_slit.common.weights import (
+    WeightsError,
+    load_strictly,
+    read_checkpoint,
+    shown,
+)
+from espnet2_slit.model.audio_encoder.base import WRONG_FILE, AudioEncoder, Grid
 
 SAMPLE_RATE = 16000
 # Log-mel frames of 25 ms each 10 ms, in patches of 16 frames x 16 of 128 mel bins.
@@ -78,8 +82,8 @@ class BeatsAudioEncoder(AudioEncoder):
             fbank_mean=fbank_mean,
             fbank_std=fbank_std,
         )
-        load_checked(
-            module, weights, path, CONSTANTS, may_have=(*CONSTANTS, "predictor.")
+        load_strictly(
+            module, weights, path, WRONG_FILE, CONSTANTS, (*CONSTANTS, "predictor.")
         )
         # The weights stay as they are, so their norm need not be computed each time.
         nn.utils.remove_weight_norm(module.encoder.pos_conv[0])
@@ -121,31 +125,12 @@ class BeatsAudioEncoder(AudioEncoder):
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Configuration and encoder weights of a BEATs checkpoint."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"audio_encoder_conf.path: expected a BEATs checkpoint, found no file at "
-            f"{path}"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no checkpoint of plain tensors and values, and other pickles "
-            f"are not opened ({str(error).splitlines()[0]}). Convert it where you "
-            'trust it: torch.save({"cfg": cfg_dict, "model": state_dict}, path).'
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
-        raise ValueError(
-            f"{path}: expected a BEATs checkpoint, found {path.stat().st_size} bytes "
-            f"that cannot be read as one ({str(error).splitlines()[:1]}). It is "
-            "truncated or of another kind: copy it again."
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
-        found = sorted(checkpoint) if isinstance(checkpoint, dict) else checkpoint
-        raise ValueError(
+    checkpoint = read_checkpoint(path)
+    if not {"cfg", "model"} <= checkpoint.keys():
+        raise WeightsError(
             f'{path}: expected a BEATs checkpoint with "cfg" and "model", found '
-            f"{str(found)[:200]}. ESPnet's generate_beats_checkpoint makes one from a "
-            "trained OpenBEATs model."
+            f"{shown(sorted(checkpoint))}. ESPnet's generate_beats_checkpoint makes "
+            "one from a trained OpenBEATs model."
         )
     weights = checkpoint["model"]
     if "encoder.patch_embedding.weight" in weights:

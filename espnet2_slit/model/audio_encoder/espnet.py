@@ -15,7 +15,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from espnet2_slit.model.audio_encoder.base import AudioEncoder, Grid, load_checked
+from espnet2_slit.common.weights import load_strictly, read_weights
+from espnet2_slit.model.audio_encoder.base import WRONG_FILE, AudioEncoder, Grid
 
 PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder")
 
@@ -131,16 +132,7 @@ def _build(settings: dict, task: str, path: Path) -> _Front:
     if not task.isidentifier():
         raise ValueError(f"task: expected a name in espnet2.tasks, found {task!r}")
     choices = importlib.import_module(f"espnet2.tasks.{task}")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:  # half a file, an empty one
-        raise ValueError(
-            f"{path}: expected a PyTorch file of tensors, found one that cannot be read"
-            f" ({str(error).splitlines()[:1]}). It is missing, truncated or of another"
-            " kind: copy it again."
-        ) from error
-    if isinstance(weights.get("model"), dict):  # checkpoint.pth holds more than weights
-        weights = weights["model"]
+    weights = read_weights(path)
     size = settings.get("input_size")
     parts: dict[str, nn.Module] = {}
     for part in PARTS:
@@ -168,7 +160,7 @@ def _build(settings: dict, task: str, path: Path) -> _Front:
     front = _Front(parts)
     mine = tuple(f"{name}." for name in parts)
     own = {name: value for name, value in weights.items() if name.startswith(mine)}
-    load_checked(front, own, path)
+    load_strictly(front, own, path, WRONG_FILE)
     return front
 
 

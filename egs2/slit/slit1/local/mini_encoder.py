@@ -34,6 +34,7 @@ from mini_corpus import (
 from espnet2_slit.common.compat import BeatsEncoder
 from espnet2_slit.common.files import atomic
 from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
+from espnet2_slit.common.weights import read_checkpoint
 
 LOGGER = logging.getLogger("mini")
 VERSION = 2
@@ -406,7 +407,7 @@ def main():
         "seed": args.seed,
     }
     if args.output.exists():
-        found = torch.load(args.output, weights_only=True)
+        found = read_checkpoint(args.output)
         same = made_alike(found["about"], about, args.precision)
         if same and found["cfg"] == CONFIG:
             LOGGER.info("Encoder: %s is there", args.output)

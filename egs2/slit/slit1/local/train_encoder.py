@@ -28,6 +28,7 @@ from mini_encoder import (
 )
 
 from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
+from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.data.audio import read_audio
 
 LOGGER = logging.getLogger("mini")
@@ -269,7 +270,7 @@ def main():
         },
     }
     if args.output.exists():
-        found = torch.load(args.output, weights_only=True).get("about", {})
+        found = read_checkpoint(args.output).get("about", {})
         if made_alike(found, about, args.precision):
             LOGGER.info("Encoder: %s is there", args.output)
             return
@@ -278,7 +279,7 @@ def main():
     started = time.monotonic()
     config = CONFIG
     if args.init:
-        first = torch.load(args.init, weights_only=True)
+        first = read_checkpoint(args.init)
         config = first["cfg"]
     encoder = build_encoder(config, args.seed)
     if args.init:

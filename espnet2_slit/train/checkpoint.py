@@ -1,165 +1,31 @@
-"""Weight files: read safely, written whole or not at all, carried from stage to stage.
+"""Checkpoints: carried from stage to stage, written whole, put right after a kill.
 
-Owns what ESPnet leaves open: weights_only reading, atomic writing, the repair of an
-experiment folder after a kill, and the rule by which a training stage starts from the
-one before it. What the weights are is the business of the models.
+Owns what ESPnet leaves open: atomic writing, the repair of an experiment folder after a
+kill, and the rule by which a training stage starts from the one before it. What the
+weights are is the business of the models, reading them that of `common.weights`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
-import numpy as np
 import torch
 
 from espnet2_slit.common.files import UNFINISHED, atomic
-
-# Beside tensors, ESPnet's checkpoint.pth holds its reporter: numbers and durations.
-_CHECKPOINT_GLOBALS = [
-    datetime.timedelta,
-    np.dtype,
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]  # private, and pickled
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
-]
-# What torch.load raises for half a file, an empty one, or one of another kind.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
+from espnet2_slit.common.weights import (
+    WeightsError,
+    mismatches,
+    read_checkpoint,
+    read_weights,
+    shown,
 )
-NAMES_SHOWN = 10  # of a list of weights in a message
+
 EPOCH_FILE = "checkpoint.pth"  # ESPnet's, of the end of the last epoch
 STEP_FILE = "step.pth"  # ours, of an epoch under way (see step_checkpoint)
-
-
-class WeightsError(RuntimeError):
-    """Weights that cannot be read or do not fit; says expected, found and remedy."""
-
-
-def read_checkpoint(
-    path: str | Path, map_location: Any = "cpu", mmap: bool = False
-) -> dict:
-    """Read a file of torch.save; tensors, numbers and plain containers only.
-
-    Args:
-        path: of the file.
-        map_location: as for torch.load.
-        mmap: read tensors when they are used: for a look into a file of several GB.
-
-    Returns:
-        What was saved.
-
-    Raises:
-        WeightsError: missing, truncated, or not such a file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: expected a weights file, found "
-            f"{'a folder' if path.is_dir() else 'nothing'}. Give the .pth file of a "
-            "finished training stage."
-        )
-    try:
-        with torch.serialization.safe_globals(_CHECKPOINT_GLOBALS):
-            content = torch.load(
-                path, map_location=map_location, weights_only=True, mmap=mmap
-            )
-    except _UNREADABLE as error:
-        raise WeightsError(
-            f"{path}: expected a PyTorch file of tensors, found {path.stat().st_size} "
-            f"bytes that cannot be read as one ({_first_line(error)}). It is "
-            "truncated or of another kind: delete it and run the stage again, or "
-            "give another file."
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f"{path}: expected a dict of named tensors, found "
-            f"{type(content).__name__}. Give the .pth file of a training stage."
-        )
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def read_weights(path: str | Path, map_location: Any = "cpu") -> dict:
-    """State dict of a model file, a checkpoint.pth or a DeepSpeed checkpoint."""
-    content = read_checkpoint(path, map_location)
-    for wrapper in ("model", "module"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    strangers = [k for k, v in content.items() if not isinstance(v, torch.Tensor)]
-    if strangers or not content:
-        raise WeightsError(
-            f"{path}: expected named tensors, found "
-            f"{shown(strangers) if strangers else 'an empty file'}. Give the .pth "
-            "file of a training stage."
-        )
-    return content
-
-
-def load_strictly(
-    module: torch.nn.Module, weights: dict, source: str, prefix: str = ""
-) -> None:
-    """Load all of `weights` into all of `module`, or raise.
-
-    Args:
-        module: takes the weights.
-        weights: state dict.
-        source: where they come from, for the message.
-        prefix: name of `module` in its model, for the message.
-
-    Raises:
-        WeightsError: missing, unexpected or misshapen weights, listed.
-    """
-    expected = module.state_dict()
-    faults = mismatches(expected, weights)
-    if faults:
-        raise WeightsError(
-            f"{source}: the weights do not fit {prefix or type(module).__name__}: "
-            f"{'; '.join(faults)}. Use the config.yaml that lies beside the file."
-        )
-    module.load_state_dict(weights)
-
-
-def mismatches(expected: dict, found: dict) -> list[str]:
-    """What `found` lacks, has too much, or has in another shape; empty if it fits."""
-    missing = [k for k in expected if k not in found]
-    unexpected = [k for k in found if k not in expected]
-    misshapen = [
-        f"{k} expected {tuple(expected[k].shape)}, found {tuple(found[k].shape)}"
-        for k in expected
-        if k in found and expected[k].shape != found[k].shape
-    ]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} missing ({shown(missing)})")
-    if unexpected:
-        faults.append(f"{len(unexpected)} unexpected ({shown(unexpected)})")
-    if misshapen:
-        faults.append(f"{len(misshapen)} misshapen ({shown(misshapen)})")
-    return faults
-
-
-def shown(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(map(str, names[:NAMES_SHOWN])) + (
-        f" and {rest} more" if rest > 0 else ""
-    )
 
 
 # ---------------------------------------------------------------- from stage to stage
