@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import logging
 import sys
+from pathlib import Path
 
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool
@@ -38,6 +39,14 @@ def get_parser():
         default="auto",
         help="auto: cached features where feats.json is there",
     )
+    group.add_argument(
+        "--control",
+        nargs="+",
+        default=[],
+        choices=["silence", "noise", "shuffled"],
+        help="decode each set again with other audio in place of its own, into"
+        " control_<name> beside it; slit_score then shows what listening adds",
+    )
     group.add_argument("--job", type=int, default=1, help="number of this job, from 1")
     group.add_argument(
         "--num_jobs", type=int, default=1, help="jobs that share the set"
@@ -57,6 +66,11 @@ def get_parser():
             default=None,
             help="e.g. num_beams=1 max_new_tokens=30",
         )
+    group.add_argument(
+        "--choice_orders",
+        type=int,
+        help="orders in which the options of questions with choices are shown",
+    )
     group.add_argument("--rerank", type=int, help="candidates for the matching head")
     group.add_argument(
         "--rerank_scale",
@@ -99,6 +113,7 @@ def load(args):
         args.config,
         caption=args.caption,
         question_answering=args.question_answering,
+        choice_orders=args.choice_orders,
         rerank=args.rerank,
         rerank_scale=args.rerank_scale,
         seed=args.seed,
@@ -117,20 +132,27 @@ def load(args):
 def run_sets(slit, args, options):
     """Decode evaluation sets one after the other."""
     from espnet2_slit.inference.decoding import decode_set
+    from espnet2_slit.scoring.controls import control_folder
 
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
-        done = decode_set(
-            slit,
-            data_dir,
-            output_dir,
-            options,
-            args.audio,
-            args.job,
-            args.num_jobs,
-            args.merge,
-        )
-        if done is not None:
-            logging.info("%s: complete (%s)", output_dir, ", ".join(done["tasks"]))
+        own = Path(output_dir)
+        folders = {"": own}
+        for heard in args.control:
+            folders[heard] = control_folder(own.parent, heard) / own.name
+        for heard, folder in folders.items():
+            done = decode_set(
+                slit,
+                data_dir,
+                folder,
+                options,
+                args.audio,
+                args.job,
+                args.num_jobs,
+                args.merge,
+                heard,
+            )
+            if done is not None:
+                logging.info("%s: complete (%s)", folder, ", ".join(done["tasks"]))
 
 
 def main(cmd=None):

@@ -55,3 +55,9 @@ def rotated(options: Sequence[str], by: int) -> list[str]:
     """The options from number `by` on, then those before: as shown in another order."""
     by %= len(options)
     return [*options[by:], *options[:by]]
+
+
+def rotated_files(folder: Path) -> list[Path]:
+    """Answers to the options in other orders, `text.rotated<by>`, in this order."""
+    found = Path(folder).glob("text.rotated*")
+    return sorted(found, key=lambda p: int(p.suffix.removeprefix(".rotated")))

@@ -34,6 +34,8 @@ class DecodeOptions:
         rerank: candidates of each query that the matching head looks at; 0 for none.
         rerank_scale: of the cosine that is added to the matching logit in retrieval;
             None: 1 / temperature, the scale of logits; 1: the bare cosine, as LAVIS.
+        choice_orders: orders in which the options of a question with `choices` are
+            shown, each a rotation of the first; 1: as the data has them.
         attention_clips: clips whose attention maps are kept for the report.
         seed: for sampling.
     """
@@ -46,6 +48,7 @@ class DecodeOptions:
     label_templates: tuple = LABEL_TEMPLATES
     rerank: int = RERANK
     rerank_scale: float | None = None
+    choice_orders: int = 1
     attention_clips: int = 4
     seed: int = 0
 

@@ -15,8 +15,10 @@ import numpy as np
 
 from espnet2_slit.common import templates
 from espnet2_slit.common.files import atomic, write_atomically
+from espnet2_slit.data.choices import read_choices, rotated_files
 from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.inference.attention import attention
+from espnet2_slit.inference.choices import Asked, choose
 from espnet2_slit.inference.classification import (
     label_likelihoods,
     label_matches,
@@ -76,8 +78,12 @@ def decode_caption(job: Job) -> list[Path]:
 
 
 def decode_question_answering(job: Job) -> list[Path]:
-    """question_answering/text, and ranked where the set has candidate answers."""
-    data, options = job.data, job.options
+    """question_answering/text, ranked where the set has candidates or choices.
+
+    With `choices` also ranked_mean, and text.rotated<r> for the options in other
+    orders.
+    """
+    data = job.data
     questions = data.map("instruction")
     # Questions about one clip stand together, so that it is encoded once.
     order = sorted(data.samples, key=lambda s: (data.samples[s].encode(), s.encode()))
@@ -88,32 +94,70 @@ def decode_question_answering(job: Job) -> list[Path]:
             f" {absent[0]!r}. Expected one line each in {data.dir}/instruction."
         )
     answers = data.lines("answers")
+    choices = read_choices(data.dir, data.samples)
+    writing = job.options.generation("question_answering")
 
     def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
-        requests = [
-            (data.clip_index[data.samples[order[i]]], questions[order[i]])
-            for i in indices
+        samples = [order[i] for i in indices]
+        numbers = [data.clip_index[data.samples[s]] for s in samples]
+        some = sorted(set(numbers))
+        place = {number: i for i, number in enumerate(some)}
+        subset = Subset(data.clips, some)
+        asked = [
+            Asked(place[number], questions[s], choices.get(s, []))
+            for s, number in zip(samples, numbers, strict=True)
         ]
-        writing = options.generation("question_answering")
-        texts, scores = generate_and_score(
-            job.slit, data.clips, requests, writing, answers
-        )
-        arrays = {"text": np.array(texts)}
-        if scores is not None:
-            arrays["best"] = scores.argmax(axis=1)
+        with job.slit.several_passes(subset, bool(choices)) as clips:
+            texts, scores = generate_and_score(
+                job.slit, clips, [one.request(0) for one in asked], writing, answers
+            )
+            arrays = {"text": np.array(texts)}
+            if scores is not None:
+                arrays["best"] = scores.argmax(axis=1)
+            if choices:
+                orders = job.options.choice_orders
+                arrays |= choose(job.slit, clips, asked, writing, orders)
         return arrays
 
     job.parts.run("question_answering", len(order), compute)
     if not job.merge:
         return []
     found = job.parts.merged("question_answering", len(order))
+    return _write_answers(job, order, found, answers, choices)
+
+
+def _write_answers(
+    job: Job,
+    order: list[str],
+    found: dict[str, np.ndarray],
+    answers: list[str] | None,
+    choices: dict[str, list[str]],
+) -> list[Path]:
+    """The files of `decode_question_answering`; arrays are in the order of samples."""
     folder = job.folder / "question_answering"
+    for old in rotated_files(folder):  # of a run with more orders
+        old.unlink()
     rank = sorted(range(len(order)), key=lambda i: order[i].encode())
-    ids = [order[i] for i in rank]
-    files = [write_texts(folder / "text", ids, found["text"][rank])]
-    if answers:
-        best = [answers[found["best"][i]] for i in rank]
-        files.append(write_texts(folder / "ranked", ids, best))
+    files = [
+        write_texts(folder / "text", [order[i] for i in rank], found["text"][rank])
+    ]
+    with_choices = [i for i in rank if order[i] in choices]
+    for name in sorted(name for name in found if name.startswith("rotated")):
+        ids = [order[i] for i in with_choices]
+        files.append(
+            write_texts(folder / f"text.{name}", ids, found[name][with_choices])
+        )
+    for name, chosen in (("ranked", "option"), ("ranked_mean", "option_mean")):
+        best = {order[i]: choices[order[i]][found[chosen][i]] for i in with_choices}
+        if answers and name == "ranked":
+            best |= {
+                order[i]: answers[found["best"][i]]
+                for i in rank
+                if order[i] not in choices
+            }
+        if best:
+            ids = sorted(best, key=str.encode)
+            files.append(write_texts(folder / name, ids, [best[i] for i in ids]))
     return files
 
 

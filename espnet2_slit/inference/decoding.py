@@ -37,6 +37,7 @@ def decode_set(
     job: int = 1,
     num_jobs: int = 1,
     merge: bool | None = None,
+    control: str = "",
 ) -> dict[str, Any] | None:
     """Decode one evaluation set.
 
@@ -49,6 +50,7 @@ def decode_set(
         job: number of this job, from 1.
         num_jobs: jobs that share the set.
         merge: join the parts of all jobs; by default what one job alone does.
+        control: other audio in place of each clip's own, as for `EvaluationSet`.
 
     Returns:
         The content of decode.json; None for a job whose set is not yet complete.
@@ -60,7 +62,7 @@ def decode_set(
     options = (options or DecodeOptions()).of_system(slit)
     merge = num_jobs == 1 if merge is None else merge
     folder = Path(output_dir)
-    data = EvaluationSet(data_dir, slit, audio)
+    data = EvaluationSet(data_dir, slit, audio, control, options.seed)
     key = decode_key(slit, data, options)
     complete = _complete(folder, key)
     if complete is not None:
@@ -68,8 +70,7 @@ def decode_set(
     tasks, left_out = _tasks(slit, data)
     logging.info(
         "%s: %d samples of %d clips (%s): %s", data_dir, len(data.samples),
-        len(data.clip_ids), "cached features" if data.cached else "waveforms",
-        ", ".join(tasks),
+        len(data.clip_ids), _audio(data), ", ".join(tasks),
     )  # fmt: skip
     parts = Parts(folder, key, job, num_jobs)
     share = Job(slit, data, folder, options, parts, merge)
@@ -147,7 +148,7 @@ def _facts(
         "tasks": tasks,
         "n": len(data.samples),
         "clips": len(data.clip_ids),
-        "audio": "cached features" if data.cached else "waveforms",
+        "audio": _audio(data),
         "model": _model_name(identities),
         "encoder": _part_name(identities["encoder"]),
         "language_model": _part_name(identities.get("language_model")),
@@ -155,6 +156,12 @@ def _facts(
         "seed": options.seed,
         "device": str(slit.device),
     }
+
+
+def _audio(data: EvaluationSet) -> str:
+    """What the system hears."""
+    read = "cached features" if data.cached else "waveforms"
+    return f"{data.control} in place of {read}" if data.control else read
 
 
 def decode_key(slit: Engine, data: EvaluationSet, options: DecodeOptions) -> str:
@@ -172,9 +179,11 @@ def decode_key(slit: Engine, data: EvaluationSet, options: DecodeOptions) -> str
         identities.append(slit.generator.options.language_model_identity)
     identities = [{k: v for k, v in i.items() if k != "path"} for i in identities]
     facts = [SCHEMA, weights, identities, asdict(options), data.cached, data.facts]
+    if data.control:
+        facts.append(data.control)
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name in ("wav.scp", "segments", "utt2audio", "instruction", "references",
-                 "text", "labels", "answers", "feats.json"):  # fmt: skip
+                 "text", "labels", "answers", "choices", "feats.json"):  # fmt: skip
         path = data.dir / name
         if path.is_file():
             digest.update(f"{name} {sha256(path)}\n".encode())

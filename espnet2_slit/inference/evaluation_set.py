@@ -18,6 +18,7 @@ from espnet2_slit.data.kaldi_dir import (
     read_set,
 )
 from espnet2_slit.inference.clips import AudioClips, CachedClips, Clips
+from espnet2_slit.inference.controls import OtherAudio
 from espnet2_slit.inference.engine import Engine
 
 
@@ -29,13 +30,23 @@ class EvaluationSet:
         slit: system that will read it.
         audio: "auto" takes cached features where they are, "features" insists on
             them, "waveform" ignores them.
+        control: other audio in place of the clips' own, one of `CONTROLS`; silence and
+            noise ignore cached features, too.
+        seed: of the control.
 
     Raises:
         DataDirError: an empty set, or files that do not fit together.
         FeatureCacheError: features of another encoder.
     """
 
-    def __init__(self, data_dir: str | os.PathLike, slit: Engine, audio: str = "auto"):
+    def __init__(
+        self,
+        data_dir: str | os.PathLike,
+        slit: Engine,
+        audio: str = "auto",
+        control: str = "",
+        seed: int = 0,
+    ):
         self.dir = Path(data_dir)
         self.facts = read_set(self.dir)
         cached = (self.dir / "feats.json").is_file()
@@ -44,7 +55,9 @@ class EvaluationSet:
                 f"{self.dir}: no feats.json, expected cached features. Encode the"
                 " set (slit_encode), or decode waveforms (--audio waveform)."
             )
-        self.cached = cached and audio != "waveform"
+        waveforms = audio == "waveform" or control in ("silence", "noise")
+        self.cached = cached and not waveforms
+        self.control = control
         self.samples, clips = read_clips(self.dir)  # {sample: clip}, {clip: Clip}
         if self.cached:
             check_features(self.dir, slit.encoder_identity)
@@ -62,6 +75,8 @@ class EvaluationSet:
         else:
             some = [clips[clip] for clip in self.clip_ids]
             self.clips = AudioClips.of_clips(some, slit.sample_rate, slit.longest_s)
+        if control:
+            self.clips = OtherAudio(self.clips, control, seed)
 
     def tasks(self) -> list[str]:
         """Tasks that set.json names; without it, those that the files allow."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from espnet2_slit.data.choices import rotated
+from espnet2_slit.data.choices import rotated, rotated_files
 from espnet2_slit.data.kaldi_dir import clip_of, read_map
 from espnet2_slit.scoring.metrics import multiple_choice
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed
@@ -121,12 +121,6 @@ def _score_ranked(
         for i, one in zip(ids, options, strict=True)
     ]
     _add_choices(task, name, questions, ids, [ranked], [options])
-
-
-def rotated_files(folder: Path) -> list[Path]:
-    """Answers to the options in other orders, `text.rotated<by>`, in this order."""
-    found = Path(folder).glob("text.rotated*")
-    return sorted(found, key=lambda p: int(p.suffix.removeprefix(".rotated")))
 
 
 def _add_choices(

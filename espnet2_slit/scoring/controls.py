@@ -53,6 +53,11 @@ class ControlRow:
     n: int
 
 
+def control_folder(decode_dir: Path, heard: str) -> Path:
+    """Where the sets go that are decoded with other audio."""
+    return Path(decode_dir) / f"{PREFIX}{heard}"
+
+
 def control_folders(decode_dir: Path) -> dict[str, Path]:
     """What was heard -> its folder, of the controls beside the decoded sets."""
     found = sorted(Path(decode_dir).glob(f"{PREFIX}*"))

@@ -1,0 +1,88 @@
+"""Questions with options of their own: asked with them, and the options ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from espnet2_slit.common import templates
+from espnet2_slit.data.choices import rotated
+from espnet2_slit.inference.clips import Clips
+from espnet2_slit.inference.engine import Engine
+from espnet2_slit.inference.generation import (
+    Request,
+    candidate_ids,
+    generate,
+    score_candidates,
+)
+from espnet2_slit.model.language_model import GenerationOptions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question about a clip.
+
+    Attributes:
+        clip: its index.
+        question: without options.
+        options: [] for an open question.
+    """
+
+    clip: int
+    question: str
+    options: list[str]
+
+    def request(self, order: int) -> Request:
+        """The question with its options, those from number `order` on first."""
+        if not self.options:
+            return self.clip, self.question
+        shown = rotated(self.options, order)
+        return self.clip, templates.choice_question(self.question, shown)
+
+
+def choose(
+    engine: Engine,
+    clips: Clips,
+    asked: Sequence[Asked],
+    writing: GenerationOptions,
+    orders: int = 1,
+) -> dict[str, np.ndarray]:
+    """What a system answers to questions with options.
+
+    Args:
+        engine: with a generator part.
+        clips: what the questions are about.
+        asked: N questions; those without options are left out of the results.
+        writing: options of the written answers.
+        orders: 1, or how many orders of the options are shown in all.
+
+    Returns:
+        {"option": (N,) int, the likeliest option as the answer to the question alone,
+        by its log-likelihood, "option_mean": (N,) likewise by token, "rotated<r>": (N,)
+        answers to the options in order r = 1, 2, ...}; -1 and "" for open questions.
+    """
+    rows = [i for i, one in enumerate(asked) if one.options]
+    found = {
+        "option": np.full(len(asked), -1),
+        "option_mean": np.full(len(asked), -1),
+    }
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i in rows:
+        groups.setdefault(tuple(asked[i].options), []).append(i)
+    for options, members in groups.items():
+        requests = [(asked[i].clip, asked[i].question) for i in members]
+        sums = score_candidates(engine, clips, requests, options)
+        _, lengths = candidate_ids(engine, options)
+        found["option"][members] = sums.argmax(axis=1)
+        found["option_mean"][members] = (sums / lengths.cpu().numpy()).argmax(axis=1)
+    for order in range(1, orders):
+        written = [""] * len(asked)
+        texts = generate(
+            engine, clips, [asked[i].request(order) for i in rows], writing
+        )
+        for i, text in zip(rows, texts, strict=True):
+            written[i] = text
+        found[f"rotated{order}"] = np.array(written)
+    return found
