@@ -34,6 +34,7 @@ extras_require = {
     "lora": ["peft>=0.13"],
     "quantize": ["bitsandbytes>=0.43"],
     "fetch": ["py7zr>=0.22"],
+    "video": ["av>=12"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
     "completion": ["shtab"],

@@ -243,9 +243,7 @@ def files_below(paths):
     for path in paths:
         if os.path.isdir(path):
             inside = [os.path.join(path, name) for name in find_audio(path)]
-            if not inside:
-                raise ValueError(f"{path}: no audio file in this folder")
-            found += inside
+            found += inside or [path]  # which is named as one that cannot be read
         else:
             found.append(path)
     return found

@@ -33,6 +33,8 @@ MAX_CHANNELS = 64
 # length in seconds would fill the memory.
 RATES = (1000, 1_000_000)
 BLOCK_FRAMES = 65536
+# A tail shorter than a step of the encoder's frames needs no window of its own.
+WINDOW_SLACK_S = 0.1
 UNKNOWN_FRAMES = 2**62  # libsndfile's word for "no length" is 2^63 - 1
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,27 @@ class Reading:
 
     samples: np.ndarray
     notes: tuple[str, ...] = ()
+
+
+def check_length(name, seconds, longest_s):
+    """Refuse a clip that the audio encoder will not read, before anything is computed.
+
+    Args:
+        name: of the clip.
+        seconds: it lasts.
+        longest_s: that the encoder reads; None for no limit.
+
+    Raises:
+        AudioError: it is longer.
+    """
+    if longest_s is not None and seconds > longest_s + WINDOW_SLACK_S:
+        raise _fault(
+            name,
+            f"lasts {seconds:.1f} s, longer than the {longest_s:.1f} s that the audio"
+            " encoder reads",
+            "Cut it into segments, or raise audio_encoder_conf.max_windows (and train"
+            " with it)",
+        )
 
 
 def _fault(path, fault, remedy):

@@ -24,7 +24,7 @@ from espnet2_slit.common.files import (
     write_json,
 )
 from espnet2_slit.common.identity import identity_differences
-from espnet2_slit.data.audio import AudioError, read_audio
+from espnet2_slit.data.audio import AudioError, check_length, read_audio
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.edit import copy_samples
 from espnet2_slit.data.kaldi_dir import read_pairs
@@ -32,8 +32,6 @@ from espnet2_slit.data.kaldi_matrix import TOLERANCE, FeatureCacheError, write_m
 from espnet2_slit.data.writer import new_directory
 
 SCHEMA = 1
-# A tail shorter than a step of the encoder's frames needs no window of its own.
-WINDOW_SLACK_S = 0.1
 
 
 # ---------------------------------------------------------------------- identity
@@ -216,15 +214,10 @@ def measure(clips, bad_audio="stop", longest_s=None, workers=4, known_s=None):
         try:
             seconds = known_s.get(clip.id) if os.path.isfile(clip.path) else None
             seconds = seconds or clip.duration_s()
+            check_length(f"{clip.path}: clip {clip.id}", seconds, longest_s)
         except AudioError as error:
             return error
-        if longest_s is None or seconds <= longest_s + WINDOW_SLACK_S:
-            return seconds
-        return AudioError(
-            f"{clip.path}: clip {clip.id} lasts {seconds:.1f} s, longer than the"
-            f" {longest_s:.1f} s that the encoder reads. Cut it into segments, or raise"
-            " audio_encoder_conf.max_windows (and train with it)."
-        )
+        return seconds
 
     with ThreadPoolExecutor(workers) as pool:
         measured = dict(
@@ -394,7 +387,9 @@ def encode(
         batches = length_batches(durations_s, usable, batch_seconds)
         paths = _shard_paths(output_dir, number)
         clips = [[work.clips[key] for key in batch] for batch in batches]
-        _encode_shard(paths, clips, left_out, encoder, identity, device, tolerance)
+        _encode_shard(
+            paths, clips, left_out, encoder, device, tolerance, bad_audio == "drop"
+        )
         done_s += sum(durations_s[key] for key in usable)
         elapsed = time.monotonic() - started
         logging.info(
@@ -405,15 +400,25 @@ def encode(
     return len(todo), kept
 
 
-def _encode_shard(paths, batches, left_out, encoder, identity, device, tolerance):
+def _encode_shard(paths, batches, left_out, encoder, device, tolerance, drop):
     """Write one ark and, after it, the note that makes it count."""
     ark, note = paths
 
+    def fail(clip, error):
+        if not drop:
+            raise error
+        left_out[clip.id] = str(error)
+        logging.warning("%s: left out: %s", clip.id, error)
+
     def load(batch):
-        return [
-            read_audio(clip.path, encoder.sample_rate, clip.start_s, clip.end_s)
-            for clip in batch
-        ]
+        loaded = []
+        for clip in batch:
+            stretch = (encoder.sample_rate, clip.start_s, clip.end_s)
+            try:
+                loaded.append((clip, read_audio(clip.path, *stretch)))
+            except AudioError as error:  # damage that its header does not show
+                fail(clip, error)
+        return loaded
 
     note.unlink(missing_ok=True)
     entries = {}  # clip id -> [offset, frames]
@@ -422,14 +427,17 @@ def _encode_shard(paths, batches, left_out, encoder, identity, device, tolerance
         # The next batch is decoded while the encoder works on this one.
         pending = reader.submit(load, batches[0]) if batches else None
         last_report = time.monotonic()
-        for i, batch in enumerate(batches):
-            audio = pending.result()
+        for i in range(len(batches)):
+            loaded = pending.result()
             if i + 1 < len(batches):
                 pending = reader.submit(load, batches[i + 1])
-            rows = encode_batch(encoder, audio, device)
-            for clip, frames in zip(batch, rows, strict=True):
-                offset = write_matrix(stream, clip.id, frames, tolerance)
-                entries[clip.id] = [offset, len(frames)]
+            for clip, frames in _encode_loaded(encoder, loaded, device, fail):
+                try:
+                    offset = write_matrix(stream, clip.id, frames, tolerance)
+                except FeatureCacheError as error:
+                    fail(clip, error)
+                else:
+                    entries[clip.id] = [offset, len(frames)]
             if time.monotonic() - last_report > 20:
                 last_report = time.monotonic()
                 logging.info("%s: %d of %d clips", ark.name, len(entries), total)
@@ -437,13 +445,34 @@ def _encode_shard(paths, batches, left_out, encoder, identity, device, tolerance
         note,
         {
             "schema": SCHEMA,
-            "identity": identity,
+            "identity": encoder.identity(),
             "bytes": ark.stat().st_size,
             "sha256": sha256(ark),
             "clips": dict(sorted(entries.items())),
             "dropped": left_out,
         },
     )
+
+
+def _encode_loaded(encoder, loaded, device, fail):
+    """[(clip, (T, D_a))]; clip by clip where the encoder refuses one of them."""
+    import torch
+
+    if not loaded:
+        return []
+    clips, audio = zip(*loaded, strict=True)
+    try:
+        return list(zip(clips, encode_batch(encoder, audio, device), strict=True))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        if len(loaded) == 1:
+            fault = f"{clips[0].path}: the audio encoder cannot read it ({error})."
+            fail(clips[0], AudioError(f"{fault} Remove it from the data."))
+            return []
+    return [
+        pair for one in loaded for pair in _encode_loaded(encoder, [one], device, fail)
+    ]
 
 
 def merge(work, data_dir, output_dir, encoder_facts):

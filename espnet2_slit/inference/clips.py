@@ -116,6 +116,11 @@ class AudioClips:
     def __len__(self) -> int:
         return len(self.items)
 
+    def name(self, i: int) -> str:
+        """What an error calls a clip."""
+        item = self.items[i]
+        return item[0] if isinstance(item, tuple) else f"clip {i}"
+
     def load(self, i: int) -> np.ndarray:
         """(S,) float32 at the encoder's rate."""
         return self.load_part(i, 0.0, None)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from espnet2_slit.common import templates
 from espnet2_slit.common.identity import comes_from_hub, identity_differences
+from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.feature_cache import length_batches
 from espnet2_slit.inference import packing
 from espnet2_slit.inference.clips import AudioClips, Clips, FrameCache, pad
@@ -395,6 +396,9 @@ class Engine:
 
         Returns:
             (B, T, D_a) and lengths (B,), on the device.
+
+        Raises:
+            AudioError: the encoder does not take a clip.
         """
         padded, lengths = pad(arrays)
         padded, lengths = padded.to(self.device), lengths.to(self.device)
@@ -403,7 +407,17 @@ class Engine:
         encoder = part.model.audio_encoder
         if encoder is None:
             encoder = self.encoder
-        return encoder(padded, lengths)
+        try:
+            return encoder(padded, lengths)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:  # a clip's fault: others go on
+            which = f"one of {len(clips)} clips"
+            if len(clips) == 1 and isinstance(clips, AudioClips):
+                which = clips.name(0)
+            raise AudioError(
+                f"{which}: the audio encoder cannot read it ({error})."
+            ) from error
 
     @contextlib.contextmanager
     def encoded(self, clips: Clips) -> Iterator[Clips]:

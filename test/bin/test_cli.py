@@ -91,8 +91,9 @@ def test_a_folder_of_audio_with_nothing_else(run, folder, tmp_path):
     status, lines, _ = run("search", "a bell", folder, "--top_k", "4")
     assert status == 0 and {line.split("\t")[1] for line in lines} == set(files)
     (tmp_path / "empty").mkdir()
-    status, _, error = run("caption", tmp_path / "empty")
-    assert status == 1 and "no audio file in this folder" in error
+    status, lines, error = run("caption", tmp_path / "empty", files[0], *FAST)
+    assert status == 1 and "empty: is a folder, expected an audio file" in error
+    assert [line.split("\t")[0] for line in lines] == files[:1]
 
 
 def test_dashes_and_underscores_are_the_same(run, folder):

@@ -8,6 +8,8 @@ import contextlib
 import csv
 import io
 import json
+import shutil
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -20,12 +22,13 @@ from espnet2_slit.bin import slit as command
 from espnet2_slit.bin import slit_data
 from espnet2_slit.data import audio as reader
 from espnet2_slit.data import kaldi_dir, prepare
-from espnet2_slit.inference.search_index import SearchIndex
+from espnet2_slit.inference.search_index import SearchIndex, find_audio
 from espnet2_slit.inference.slit import SLIT
 
 CASES = {case.name: case for case in odd_audio.all_cases()}
 GOOD = {name for name, case in CASES.items() if case.audio is not None}
 RATE = odd_audio.RATE
+X = odd_audio.X
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +155,193 @@ def test_an_index_holds_all_that_can_be_read_and_the_others_are_named(
         assert CASES[name].says in fault
 
 
+# ------------------------------------------------------- what the encoder refuses
+
+
+@pytest.fixture
+def long_and_good(tmp_path):
+    """A file longer than the encoder's eight windows, between two good ones."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name, seconds in (("a.wav", 0.4), ("long.wav", 121), ("z.wav", 0.5)):
+        soundfile.write(folder / name, np.resize(X, int(seconds * RATE)), RATE)
+    return folder
+
+
+def call(slit, monkeypatch, capsys, *words):
+    monkeypatch.setattr(command, "load", lambda args: slit)
+    status = command.main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def test_audio_beyond_the_encoders_windows_is_named_before_anything_is_computed(
+    long_and_good, slit, monkeypatch, capsys, tmp_path
+):
+    paths = sorted(map(str, long_and_good.iterdir()))
+    encoded = []
+    encoder = slit.engine.encoder.forward
+    monkeypatch.setattr(
+        slit.engine.encoder, "forward", lambda *a: encoded.append(len(a[0])) or encoder(*a)
+    )
+    with pytest.raises(reader.AudioError, match=r"long.wav: lasts 121.0 s"):
+        slit.caption(paths)
+    with pytest.raises(reader.AudioError, match=r"clip 0: lasts 121.0 s"):
+        slit.caption(np.zeros(121 * RATE), sample_rate=RATE)
+    assert not encoded
+    fast = ("--num_beams", "1", "--max_new_tokens", "2")
+    status, out, err = call(slit, monkeypatch, capsys, "caption", *paths, *fast)
+    assert status == 1 and "long.wav: lasts 121.0 s" in err and "cut it" in err
+    served = [line.split("\t")[0] for line in out.splitlines()]
+    assert served == [paths[0], paths[2]]
+
+
+def test_a_cache_leaves_out_what_the_encoder_cannot_read(
+    long_and_good, tmp_path, tiny_parts, monkeypatch
+):
+    from espnet2_slit.data import feature_cache
+    from espnet2_slit.model.audio_encoder import build_audio_encoder
+
+    broken = long_and_good / "broken.flac"
+    content = odd_audio.encode(np.resize(X, RATE), format="FLAC")
+    broken.write_bytes(odd_audio.cut(content))
+    lines = [f"{path.stem} {path}" for path in sorted(long_and_good.iterdir())]
+    source = tmp_path / "data"
+    source.mkdir()
+    (source / "wav.scp").write_text("".join(f"{line}\n" for line in lines))
+    (source / "text").write_text("".join(f"{line}\n" for line in lines))
+    encoder = build_audio_encoder("beats", path=str(tiny_parts.beats))
+    whole = encoder.forward
+
+    def picky(speech, lengths):
+        if int(lengths.max()) == RATE // 2:  # z.wav
+            raise RuntimeError("kernel size larger than input")
+        return whole(speech, lengths)
+
+    monkeypatch.setattr(encoder, "forward", picky)
+    work = feature_cache.plan(source, encoder.identity())
+    feature_cache.encode(work, encoder, tmp_path / "dump", bad_audio="drop")
+    facts = feature_cache.encoder_facts(encoder)
+    done = feature_cache.merge(work, source, tmp_path / "dump", facts)
+    assert done["num_clips"] == 1 and set(done["dropped"]) == {"broken", "long", "z"}
+    assert "kernel size" in done["dropped"]["z"]
+    assert "truncated" in done["dropped"]["broken"]
+    with pytest.raises(reader.AudioError, match="--bad_audio drop"):
+        feature_cache.encode(work, encoder, tmp_path / "other")
+
+
+def test_what_the_encoder_raises_for_one_file_leaves_the_others(
+    long_and_good, slit, monkeypatch, capsys
+):
+    (long_and_good / "long.wav").unlink()
+    paths = sorted(map(str, long_and_good.iterdir()))
+    whole = slit.engine.encoder.forward
+
+    def picky(speech, lengths):
+        if int(lengths.max()) == RATE // 2:
+            raise RuntimeError("kernel size larger than input")
+        return whole(speech, lengths)
+
+    monkeypatch.setattr(slit.engine.encoder, "forward", picky)
+    fast = ("--num_beams", "1", "--max_new_tokens", "2")
+    status, out, err = call(slit, monkeypatch, capsys, "caption", *paths, *fast)
+    assert status == 1 and out.startswith(paths[0]) and len(out.splitlines()) == 1
+    assert f"slit: {paths[1]}: the audio encoder cannot read it (kernel size" in err
+
+
+# ----------------------------------------------------- what libsndfile cannot decode
+
+FOREIGN = {  # first bytes of files that take another decoder
+    "talk.m4a": b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + bytes(200),
+    "film.mp4": b"\0\0\0\x20ftypisom\0\0\2\0isomiso2mp41" + bytes(200),
+    "film.webm": b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\x01" + bytes(200),
+    "old.wma": b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9" + bytes(200),
+    "phone.amr": b"#!AMR\n" + bytes(200),
+    "radio.aac": (b"\xff\xf1\x50\x80\x02\x1f\xfc" + bytes(9)) * 20,
+    "film.avi": b"RIFF\xff\0\0\0AVI LIST" + bytes(200),
+    "x.wv": b"wvpk" + bytes(200),
+    "x.ape": b"MAC " + bytes(200),
+    "no_suffix": b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(200),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_kinds_are_named_with_the_remedy_where_no_decoder_is(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reader.other_decoders, "available", lambda: None)
+    path = tmp_path / name
+    path.write_bytes(FOREIGN[name])
+    with pytest.raises(reader.AudioError) as caught:
+        reader.read(path, RATE)
+    message = str(caught.value)
+    assert str(path) in message and "not installed" in message
+    assert "apt install ffmpeg" in message and "pip install av" in message
+    report, found = prepare_one(tmp_path, path)
+    assert set(found) == {"good"} and report.dropped == {"needs ffmpeg or PyAV": 1}
+
+
+@pytest.fixture(scope="module")
+def m4a(tmp_path_factory):
+    """A real one; made by ffmpeg, so these tests run where it is."""
+    if not shutil.which("ffmpeg"):
+        pytest.skip("needs the program ffmpeg")
+    folder = tmp_path_factory.mktemp("m4a")
+    audio = odd_audio.sound(0, 2.0)
+    soundfile.write(folder / "x.wav", audio, RATE)
+    words = ["ffmpeg", "-v", "error", "-i", str(folder / "x.wav")]
+    subprocess.run([*words, str(folder / "x.m4a")], check=True)
+    return folder / "x.m4a", audio
+
+
+@pytest.mark.parametrize("way", ["ffmpeg", "PyAV"])
+def test_m4a_is_read_by_either_decoder(way, m4a, monkeypatch, tmp_path):
+    if way == "PyAV":
+        pytest.importorskip("av")
+    path, audio = m4a
+    monkeypatch.setattr(reader.other_decoders, "available", lambda: way)
+    found = reader.read(path, RATE).samples
+    assert abs(len(found) - len(audio)) < 3000
+    assert np.corrcoef(found[4000:28000], audio[4000:28000])[0, 1] > 0.9
+    report, prepared = prepare_one(tmp_path, path)
+    assert report.kept == 2 and report.notes["read by ffmpeg's decoders"] == 1
+    np.testing.assert_allclose(prepared["odd"], found, atol=2.0**-15)
+
+
+@pytest.mark.parametrize("way", ["ffmpeg", "PyAV"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_half_an_m4a_is_refused(way, share, m4a, monkeypatch, tmp_path):
+    if way == "PyAV":
+        pytest.importorskip("av")
+    monkeypatch.setattr(reader.other_decoders, "available", lambda: way)
+    half = tmp_path / "half.m4a"
+    half.write_bytes(odd_audio.cut(m4a[0].read_bytes(), share))
+    with pytest.raises(reader.AudioError, match="half.m4a: the MP4 file is truncated"):
+        reader.read(half, RATE)
+
+
+def test_a_folder_is_searched_by_content_and_what_is_passed_over_is_said(
+    tmp_path, caplog
+):
+    sounds = {"a": odd_audio.encode(X), "b.dat": odd_audio.encode(X, format="FLAC")}
+    sounds["c.bin"] = odd_audio.mp3(odd_audio.X44)
+    others = {
+        "notes.txt": b"no audio",
+        "table.csv": b"a,b",
+        "d.jpg": b"\xff\xd8\xff\xe0",
+    }
+    named = {"e.wav": b"no audio", "f.m4a": b"no audio"}
+    for name, content in {**sounds, **others, **named}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".hidden.wav").write_bytes(odd_audio.encode(X))
+    with caplog.at_level("WARNING"):
+        found = list(find_audio(tmp_path))
+    assert found == sorted([*sounds, *named])
+    assert "3 files are no audio by name or content (" in caplog.text
+    assert "1 .txt" in caplog.text and "1 .jpg" in caplog.text
+
+
 # --------------------------------------------------------------------------- pipes
 
-X = odd_audio.X
 PIPED = {
     "ulaw.wav": odd_audio.encode(X, subtype="ULAW"),
     "alaw.wav": odd_audio.encode(X, subtype="ALAW"),

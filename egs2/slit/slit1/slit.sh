@@ -46,6 +46,7 @@ before_data=            # options of another run of local/data.sh before, that m
 local_data_dir=         # use the data directories there, of any ESPnet recipe, as they are
 manifest=               # CSV or JSONL with audio,text[,instruction,task,split,start,end]
 data_config=            # options for slit_data prepare, e.g. "--max-duration-s 30"
+bad_audio=drop          # clips that the encoder cannot read: drop (counted, named) or stop
 cache_features=true     # false: the encoder runs inside training and decoding
 leakage=report          # clips both trained and scored on: report, stop or ignore
 #   Model
@@ -199,7 +200,8 @@ encode() { # SET ...: what is not encoded yet; clips that an earlier set has are
     if [ "${ngpu}" -gt 0 ]; then gpu=1; fi
     jobs=${encode_nj:-$([ "${ngpu}" -gt 0 ] && echo "${ngpu}" || echo "${nj}")}
     logs=${feats}/logdir
-    job=("${python}" -m espnet2_slit.bin.slit_encode "${encoder[@]}" --num_jobs "${jobs}")
+    job=("${python}" -m espnet2_slit.bin.slit_encode "${encoder[@]}" --num_jobs "${jobs}"
+        --bad_audio "${bad_audio}")
     log "Encoding with the frozen audio encoder: ${open[*]} (${logs})"
     if [ "${jobs}" -eq 1 ]; then
         raw=("${open[@]/#/${dumpdir}/raw/}") out=("${open[@]/#/${feats}/}")

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".m4a", ".aac")  # libsndfile reads none
+from espnet2_slit.data import audio, containers, other_decoders
+
+AUDIO_SUFFIXES = containers.SNDFILE_SUFFIXES  # the earlier, the better
+VIDEO_SUFFIXES = containers.OTHER_SUFFIXES  # read where ffmpeg's libraries are
 
 
 def strip_suffix(name: str) -> str:
@@ -43,7 +45,10 @@ class AudioIndex:
     ):
         self.folders = [Path(f) for f in folders]
         self.hint = hint
-        self.videos = 0
+        self.videos = 0  # files that nothing here can decode
+        self._readable = AUDIO_SUFFIXES
+        if other_decoders.available():
+            self._readable += VIDEO_SUFFIXES
         self._root = f"{os.path.abspath(root)}/" if root else ""
         self._paths: dict[str, str | list[str]] = {}
         self._loose: dict[str, str] | None = {} if loose else None
@@ -65,7 +70,7 @@ class AudioIndex:
                 continue
             for name in sorted(files):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in AUDIO_SUFFIXES:
+                if suffix.lower() in self._readable:
                     self._add(stem, os.path.join(where, name))
                 elif suffix.lower() in VIDEO_SUFFIXES:
                     self.videos += 1
@@ -118,20 +123,17 @@ def _loosely(stem: str) -> str:
 
 def _preference(path: str, wanted: str) -> tuple[bool, int, str]:
     suffix = os.path.splitext(path)[1].lower()
-    return (suffix != wanted, AUDIO_SUFFIXES.index(suffix), path)
+    order = AUDIO_SUFFIXES + VIDEO_SUFFIXES
+    return (suffix != wanted, order.index(suffix), path)
 
 
 def probe(path: str) -> tuple[float, int, int] | str:
     """(seconds, sample rate, channels) of an audio file, or why it can't be read."""
-    import soundfile
-
     try:
-        if os.path.getsize(path) == 0:
-            return "0 bytes"
-        info = soundfile.info(path)
-    except (RuntimeError, OSError) as problem:  # LibsndfileError is a RuntimeError
-        return str(problem).replace(path, "").strip(" :'\n") or "not readable"
-    return info.frames / info.samplerate, info.samplerate, info.channels
+        info = audio.probe(path)
+    except audio.AudioError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return info.duration_s, info.sample_rate, info.channels
 
 
 def size_only(path: str) -> tuple[float, int, int] | str:

@@ -392,8 +392,8 @@ class SetBuilder:
             index += f", for example {', '.join(map(repr, self.audio.examples()))}"
         if self.audio.videos:
             index += (
-                f"; {self.audio.videos:,} video files, whose sound must be extracted "
-                "first (ffmpeg -i x.mp4 -ac 1 -ar 16000 x.wav)"
+                f"; {self.audio.videos:,} video files, which are read where ffmpeg or "
+                "PyAV is installed, or extract their sound: ffmpeg -i x.mp4 x.wav"
             )
         wanted = report.examples.get("missing", ["(nothing)"])
         return (

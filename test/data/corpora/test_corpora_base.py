@@ -178,7 +178,8 @@ def test_each_loss_is_counted_and_nothing_is_fatal(tmp_path):
     assert json.loads((tmp_path / "set/corpus_report.json").read_text())["missing"] == 1
 
 
-def test_no_clip_at_all_is_an_error_that_says_where_it_looked(tmp_path):
+def test_no_clip_at_all_is_an_error_that_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setattr("espnet2_slit.data.other_decoders.available", lambda: None)
     trees.empty(tmp_path / "wav/other.wav")
     trees.empty(tmp_path / "wav/film.mp4")
     builder = SetBuilder(plan(samples("x")), AudioIndex([tmp_path / "wav"]), Limits())
