@@ -179,9 +179,11 @@ def test_audio_beyond_the_encoders_windows_is_named_before_anything_is_computed(
 ):
     paths = sorted(map(str, long_and_good.iterdir()))
     encoded = []
-    encoder = slit.engine.encoder.forward
+    encoder = slit.encoder.forward
     monkeypatch.setattr(
-        slit.engine.encoder, "forward", lambda *a: encoded.append(len(a[0])) or encoder(*a)
+        slit.encoder,
+        "forward",
+        lambda *a: encoded.append(len(a[0])) or encoder(*a),
     )
     with pytest.raises(reader.AudioError, match=r"long.wav: lasts 121.0 s"):
         slit.caption(paths)
@@ -234,14 +236,14 @@ def test_what_the_encoder_raises_for_one_file_leaves_the_others(
 ):
     (long_and_good / "long.wav").unlink()
     paths = sorted(map(str, long_and_good.iterdir()))
-    whole = slit.engine.encoder.forward
+    whole = slit.encoder.forward
 
     def picky(speech, lengths):
         if int(lengths.max()) == RATE // 2:
             raise RuntimeError("kernel size larger than input")
         return whole(speech, lengths)
 
-    monkeypatch.setattr(slit.engine.encoder, "forward", picky)
+    monkeypatch.setattr(slit.encoder, "forward", picky)
     fast = ("--num_beams", "1", "--max_new_tokens", "2")
     status, out, err = call(slit, monkeypatch, capsys, "caption", *paths, *fast)
     assert status == 1 and out.startswith(paths[0]) and len(out.splitlines()) == 1
