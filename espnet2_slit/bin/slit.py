@@ -20,6 +20,7 @@ PROGRAMS = {
     "encode": ("slit_encode", "cache frames of the frozen audio encoder"),
     "train": ("slit_train", "train one stage (recipes call it)"),
     "decode": ("slit_inference", "decode evaluation sets"),
+    "fetch": ("slit_fetch", "fetch a frozen part by a short name, with its checksums"),
     "pack": ("slit_pack", "link, pack and publish a system"),
 }
 FILES_PER_STEP = 4  # batches between two moves of the progress bar

@@ -46,9 +46,8 @@ class AudioIndex:
         self.folders = [Path(f) for f in folders]
         self.hint = hint
         self.videos = 0  # files that nothing here can decode
-        self._readable = AUDIO_SUFFIXES
-        if other_decoders.available():
-            self._readable += VIDEO_SUFFIXES
+        videos = VIDEO_SUFFIXES if other_decoders.available() else ()
+        self._readable = (*AUDIO_SUFFIXES, *videos)
         self._root = f"{os.path.abspath(root)}/" if root else ""
         self._paths: dict[str, str | list[str]] = {}
         self._loose: dict[str, str] | None = {} if loose else None
