@@ -17,7 +17,7 @@ from pathlib import Path
 from espnet2_slit.common.files import read_json
 
 SCHEMA = 1
-TASKS = ("caption", "retrieval", "question_answering", "classification")
+TASKS = ("caption", "retrieval", "question_answering", "classification", "moments")
 SAMPLE_TASKS = ("caption", "question_answering", "classification")
 # Keyed by sample; a directory has those it needs. `segments` decide what wav.scp means.
 SAMPLE_FILES = (

@@ -17,6 +17,7 @@ from espnet2_slit.inference.requests import (
     read_decode_config,
 )
 from espnet2_slit.inference.retrieval import RERANK
+from espnet2_slit.inference.windows import MOMENT_WINDOWS_S
 from espnet2_slit.model.language_model import GenerationOptions
 
 
@@ -36,6 +37,7 @@ class DecodeOptions:
             None: 1 / temperature, the scale of logits; 1: the bare cosine, as LAVIS.
         choice_orders: orders in which the options of a question with `choices` are
             shown, each a rotation of the first; 1: as the data has them.
+        moment_windows_s: lengths of the windows among which moments are looked for.
         attention_clips: clips whose attention maps are kept for the report.
         seed: for sampling.
     """
@@ -49,11 +51,12 @@ class DecodeOptions:
     rerank: int = RERANK
     rerank_scale: float | None = None
     choice_orders: int = 1
+    moment_windows_s: tuple = MOMENT_WINDOWS_S
     attention_clips: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("routes", "label_templates"):
+        for name in ("routes", "label_templates", "moment_windows_s"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         unknown = sorted(set(self.routes) - set(ROUTES))
         if unknown:
@@ -115,6 +118,8 @@ def decoding_facts(options: DecodeOptions, tasks: list[str]) -> dict[str, Any]:
         if options.rerank:
             scale = options.rerank_scale
             facts["rerank_scale"] = "1 / temperature" if scale is None else scale
+    if "moments" in tasks:
+        facts["moment_windows_s"] = list(options.moment_windows_s)
     if "classification" in tasks:
         facts["label_templates"] = list(options.label_templates)
     return facts

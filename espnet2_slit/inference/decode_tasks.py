@@ -6,6 +6,7 @@ there is `decoding`'s.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ from espnet2_slit.inference.evaluation_set import EvaluationSet
 from espnet2_slit.inference.generation import generate, generate_and_score
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.retrieval import embed_clips, match_pairs, retrieve
+from espnet2_slit.inference.windows import find_moments
 
+MOMENTS = 10  # for each query
+MOMENT_CHUNK = 8  # clips of one part: each may be minutes long
 MATCHING_CHUNK = 100  # clips of one part: a clip may stand in hundreds of pairs
 
 
@@ -266,6 +270,61 @@ def decode_classification(job: Job) -> list[Path]:
     return [_write_arrays(path, ids=np.array(ids), labels=np.array(labels), **found)]
 
 
+def decode_moments(job: Job) -> list[Path]:
+    """moments/predictions.jsonl: for each query the best moments of its clip.
+
+    A line is {"qid": sample, "query": text, "vid": clip, "duration": seconds,
+    "pred_relevant_windows": [[start, end, score], ...]}, best first.
+    """
+    data = job.data
+    queries = data.map("text")
+    absent = sorted(sample for sample in data.samples if not queries.get(sample))
+    if absent:
+        raise DataDirError(
+            f"{data.dir}: {len(absent)} of {len(data.samples)} samples have no query,"
+            f" first {absent[0]!r}. Expected one line each in {data.dir}/text."
+        )
+    asked: dict[str, list[str]] = {clip: [] for clip in data.clip_ids}
+    for sample in sorted(data.samples, key=str.encode):
+        asked[data.samples[sample]].append(sample)
+
+    def compute(indices: Sequence[int]) -> dict[str, np.ndarray]:
+        samples: list[str] = []
+        windows = []
+        for i in indices:
+            some = asked[data.clip_ids[i]]
+            texts = [queries[sample] for sample in some]
+            found = find_moments(
+                job.slit, data.clips, i, texts, MOMENTS, job.options.moment_windows_s
+            )
+            for sample, moments in zip(some, found, strict=True):
+                rows = np.full((MOMENTS, 3), np.nan)
+                rows[: len(moments)] = [[m.start_s, m.end_s, m.score] for m in moments]
+                samples.append(sample)
+                windows.append(rows)
+        return {"sample": np.array(samples), "windows": np.stack(windows)}
+
+    count = len(data.clip_ids)
+    job.parts.run("moments", count, compute, MOMENT_CHUNK)
+    if not job.merge:
+        return []
+    found = job.parts.merged("moments", count, MOMENT_CHUNK)
+    lines = []
+    for sample, rows in zip(found["sample"].tolist(), found["windows"], strict=True):
+        clip = data.samples[sample]
+        line = {
+            "qid": sample,
+            "query": queries[sample],
+            "vid": clip,
+            "duration": round(data.clips.durations_s[data.clip_index[clip]], 3),
+            "pred_relevant_windows": rows[np.isfinite(rows[:, 0])].round(4).tolist(),
+        }
+        lines.append(json.dumps(line, ensure_ascii=False))
+    path = job.folder / "moments" / "predictions.jsonl"
+    write_atomically(path, lines)
+    return [path]
+
+
 def write_attention(job: Job) -> Path:
     """attention.npz: of a few clips (n, Q, T) what the queries look at, over layers."""
     data = job.data
@@ -313,4 +372,5 @@ DECODERS: dict[str, tuple[str | None, Callable[[Job], list[Path]]]] = {
     "retrieval": ("representation", decode_retrieval),
     "question_answering": ("generator", decode_question_answering),
     "classification": (None, decode_classification),
+    "moments": ("representation", decode_moments),
 }

@@ -81,7 +81,7 @@ def decode_set(
         files += decode(share)
     if not merge:
         return None
-    if options.attention_clips:
+    if options.attention_clips and tasks != ["moments"]:
         files.append(write_attention(share))
     content = {
         **_facts(slit, data, options, tasks),
@@ -178,7 +178,10 @@ def decode_key(slit: Engine, data: EvaluationSet, options: DecodeOptions) -> str
     if slit.generator is not None:
         identities.append(slit.generator.options.language_model_identity)
     identities = [{k: v for k, v in i.items() if k != "path"} for i in identities]
-    facts = [SCHEMA, weights, identities, asdict(options), data.cached, data.facts]
+    chosen = asdict(options)
+    if "moments" not in data.tasks():
+        del chosen["moment_windows_s"]
+    facts = [SCHEMA, weights, identities, chosen, data.cached, data.facts]
     if data.control:
         facts.append(data.control)
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())

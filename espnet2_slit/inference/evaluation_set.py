@@ -74,7 +74,9 @@ class EvaluationSet:
             self.clips: Clips = CachedClips(self.dir / "feats.scp", keys, fps)
         else:
             some = [clips[clip] for clip in self.clip_ids]
-            self.clips = AudioClips.of_clips(some, slit.sample_rate, slit.longest_s)
+            in_windows = self.tasks() == ["moments"]
+            longest_s = float("inf") if in_windows else slit.longest_s
+            self.clips = AudioClips.of_clips(some, slit.sample_rate, longest_s)
         if control:
             self.clips = OtherAudio(self.clips, control, seed)
 
@@ -82,6 +84,8 @@ class EvaluationSet:
         """Tasks that set.json names; without it, those that the files allow."""
         if self.facts.get("tasks"):
             return list(self.facts["tasks"])
+        if (self.dir / "moments").is_file():
+            return ["moments"]
         if (self.dir / "labels").is_file():
             return ["classification"]
         if (self.dir / "instruction").is_file():

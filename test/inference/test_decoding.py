@@ -265,6 +265,43 @@ def test_captions_are_not_reranked_without_the_part_that_does_it(
     assert found.read_text() == expected.read_text()
 
 
+@pytest.mark.parametrize("kind", ["data", "dump"])
+def test_decoded_moments_are_those_of_the_library(slit, sets, clips, tmp_path, kind):
+    """Of waveforms and of cached features, by two jobs."""
+    source = tmp_path / "test_moments"
+    shutil.copytree(sets / kind / "test_qa", source)
+    (source / "instruction").unlink()
+    samples = list(read_map(source / "wav.scp"))
+    texts = {sample: f"a dog barks {sample[-1]}" for sample in samples}
+    write_lines = "".join(f"{s} {t}\n" for s, t in texts.items())
+    (source / "text").write_text(write_lines)
+    (source / "moments").write_text("".join(f"{s} 0.1 0.3\n" for s in samples))
+    facts = json.loads((source / "set.json").read_text())
+    (source / "set.json").write_text(json.dumps({**facts, "tasks": ["moments"]}))
+    options = DecodeOptions(moment_windows_s=(0.2, 0.4))
+    for job in (1, 2):
+        decode_set(slit, source, tmp_path / "out", options, job=job, num_jobs=2)
+    done = decode_set(slit, source, tmp_path / "out", options, merge=True)
+    assert done["tasks"] == ["moments"] and list(done["files"]) == [
+        "moments/predictions.jsonl"
+    ]
+    lines = (tmp_path / "out/moments/predictions.jsonl").read_text().splitlines()
+    found = {row["qid"]: row for row in map(json.loads, lines)}
+    assert set(found) == set(samples)
+    for sample in ("clip6_q0", "clip6_q1"):
+        row = found[sample]
+        expected = slit.moments(texts[sample], clips[6], window_s=(0.2, 0.4))
+        assert row["vid"] == "clip6" and row["query"] == texts[sample]
+        windows = row["pred_relevant_windows"]
+        assert [w[0] for w in windows] == pytest.approx(
+            [hit.start_s for hit in expected], abs=1e-3
+        )
+        assert [w[2] for w in windows] == pytest.approx(
+            [hit.score for hit in expected], abs=2e-4
+        )
+        assert row["duration"] == pytest.approx(1.18, abs=0.1)
+
+
 def run(capsys, *words):
     status = slit_inference.main([str(word) for word in words])
     out, err = capsys.readouterr()
