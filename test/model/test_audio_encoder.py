@@ -145,6 +145,43 @@ def test_too_many_windows_is_an_error_with_the_remedy(build):
         encoder(*batch([noise(3, RATE)]))
 
 
+def test_filled_windows_are_of_one_length_and_padding_is_silence_of_the_filterbank(
+    build,
+):
+    """What a clip lacks of its windows are zeros where the filterbank is normalised."""
+    encoder = build("beats", window_s=1.015, fill_windows=2, max_windows=4)
+    full = encoder.frames_per_window
+    clips = [noise(s, RATE, i) for i, s in enumerate((0.4, 1.7, 2.9, 0.02))]
+    frames, lengths = encoder(*batch(clips))
+    assert lengths.tolist() == [2 * full, 2 * full, 3 * full, 2 * full]
+    for i, clip in enumerate(clips):
+        alone = encoder(*batch([clip]))[0][0]
+        torch.testing.assert_close(alone, frames[i, : lengths[i]])
+    module = encoder.frozen.module
+    fbank = torch.zeros(1, 2, 96, 128)  # of the first clip: 0.4 s in two windows
+    known = module.preprocess(clips[0][None])
+    fbank[:, 0, : known.shape[1]] = known
+    patches = module.patch_embedding(fbank[0][:, None]).flatten(2).transpose(1, 2)
+    expected = module.post_extract_proj(module.layer_norm(patches))
+    expected = module.encoder(expected, padding_mask=None)[0].flatten(0, 1)
+    torch.testing.assert_close(frames[0, : 2 * full], expected, atol=1e-5, rtol=1e-5)
+    # No audio reaches the second window of the first clip, or all of the last.
+    assert torch.equal(frames[0, full : 2 * full], frames[3, full : 2 * full])
+
+
+def test_full_windows_are_those_of_an_encoder_that_does_not_fill(build):
+    filled = build("beats", window_s=1.015, fill_windows=1, max_windows=4)
+    plain = build("beats", window_s=1.015, max_windows=4)
+    clip = noise(2.9, RATE)
+    ours, theirs = (encoder(*batch([clip]))[0][0] for encoder in (filled, plain))
+    kept = 2 * plain.frames_per_window
+    torch.testing.assert_close(ours[:kept], theirs[:kept], atol=1e-5, rtol=1e-5)
+    assert filled.identity()["fill_windows"] == 1
+    assert plain.identity()["fill_windows"] is None  # as in caches without the name
+    with pytest.raises(ValueError, match=r"fill_windows: .* max_windows \(4\).* 5"):
+        build("beats", window_s=1.015, fill_windows=5, max_windows=4)
+
+
 def test_speech_must_be_mono_and_lengths_must_fit(build):
     encoder = build("beats")
     with pytest.raises(ValueError, match=r"one channel; found \(1, 4000, 2\)"):

@@ -308,7 +308,7 @@ class AudioEncoder(nn.Module):
                     f"clip {clip} of the batch: expected 1 to {speech.shape[1]} "
                     f"samples, found {samples}. Remove empty audio from wav.scp."
                 )
-            count = -(-self.grid.steps(samples) // self.grid.window_steps)
+            count = len(self.windows(samples, clip))
             if count > self.max_windows:
                 raise ValueError(
                     f"clip {clip} of the batch lasts {samples / self.sample_rate:.1f} s"

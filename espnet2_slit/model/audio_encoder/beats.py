@@ -1,13 +1,15 @@
 """BEATs and OpenBEATs checkpoints through ESPnet's BeatsEncoder.
 
 Owns what ESPnet's class leaves open: that the weights are really loaded, the filterbank
-statistics, and frames that are equal on ESPnet 202511 and 202611.
+statistics, frames that are equal on ESPnet 202511 and 202611, and windows filled up as
+a released model has learnt them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from espnet2_slit.common.weights import (
@@ -16,7 +18,12 @@ from espnet2_slit.common.weights import (
     read_checkpoint,
     shown,
 )
-from espnet2_slit.model.audio_encoder.base import WRONG_FILE, AudioEncoder, Grid
+from espnet2_slit.model.audio_encoder.base import (
+    WRONG_FILE,
+    AudioEncoder,
+    Grid,
+    Window,
+)
 
 SAMPLE_RATE = 16000
 # Log-mel frames of 25 ms each 10 ms, in patches of 16 frames x 16 of 128 mel bins.
@@ -47,6 +54,11 @@ class BeatsAudioEncoder(AudioEncoder):
         max_windows: see `AudioEncoder`.
         windows_per_pass: see `AudioEncoder`.
         precision: see `AudioEncoder`; the filterbank is always in float32.
+        fill_windows: windows that every clip has at least; what audio does not fill of
+            them, or of a longer clip's last one, are zeros in the place of normalised
+            filterbank frames, and the frames made of those are kept. 0: only what
+            there is of audio is read. For weights that were trained in this way:
+            X-InstructBLIP has 2 windows of 5.135 s.
 
     Raises:
         FileNotFoundError: no file at path.
@@ -64,8 +76,15 @@ class BeatsAudioEncoder(AudioEncoder):
         max_windows: int = 8,
         windows_per_pass: int = 32,
         precision: str = "float32",
+        fill_windows: int = 0,
     ):
         from espnet2_slit.common.compat import BeatsEncoder
+
+        if not 0 <= fill_windows <= max_windows:
+            raise ValueError(
+                f"fill_windows: expected 0 to max_windows ({max_windows}), found "
+                f"{fill_windows}"
+            )
 
         config, weights = _read(Path(path))
         step = PATCH * HOP
@@ -99,7 +118,7 @@ class BeatsAudioEncoder(AudioEncoder):
                 overhang=overhang,
                 frames_per_step=MEL_BINS // PATCH,
                 window_steps=window_steps,
-                min_samples=MIN_SAMPLES,
+                min_samples=0 if fill_windows else MIN_SAMPLES,
                 drops_tail=True,
             ),
             layer=layer,
@@ -110,17 +129,53 @@ class BeatsAudioEncoder(AudioEncoder):
             crop=True,  # filterbank frames and patches see nothing beyond themselves
         )
         self.fbank_mean, self.fbank_std = fbank_mean, fbank_std
+        self.fill_windows = fill_windows
+
+    def windows(self, samples: int, clip: int = 0) -> list[Window]:
+        """The windows of a clip; filled ones follow each other, none is moved back."""
+        if not self.fill_windows:
+            return super().windows(samples, clip)
+        full = self.grid.window_steps * PATCH  # filterbank frames
+        count = max(self.fill_windows, -(-_fbank_frames(samples) // full))
+        starts = (i * full * HOP for i in range(count))
+        length = full * HOP + self.grid.overhang
+        frames = self.frames_per_window
+        return [
+            Window(clip, min(start, samples), min(start + length, samples), 0, frames)
+            for start in starts
+        ]
 
     def _final(self, audio: Tensor) -> Tensor:
-        return self.frozen.module.extract_features(audio)[0]
+        module = self.frozen.module
+        if not self.fill_windows:
+            return module.extract_features(audio)[0]
+        with torch.autocast(audio.device.type, enabled=False):
+            if _fbank_frames(audio.shape[1]):
+                fbank = module.preprocess(audio)
+            else:
+                fbank = audio.new_zeros(len(audio), 0, MEL_BINS)
+            absent = self.grid.window_steps * PATCH - fbank.shape[1]
+            fbank = nn.functional.pad(fbank, (0, 0, 0, absent))
+        patches = module.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)
+        frames = module.layer_norm(patches)  # (N, F, embedding)
+        if module.post_extract_proj is not None:
+            frames = module.post_extract_proj(frames)
+        return module.encoder(frames, padding_mask=None)[0]
 
     def _state(self, state: Tensor) -> Tensor:
         return state.transpose(0, 1)  # (F, N, D_a) -> (N, F, D_a)
 
     def identity(self) -> dict:
-        """Adds the filterbank statistics."""
+        """Adds the filterbank statistics and, where they are, filled windows."""
         statistics = {"fbank_mean": self.fbank_mean, "fbank_std": self.fbank_std}
-        return {**super().identity(), **statistics}
+        # None equals the absence of the name in older caches
+        filled = {"fill_windows": self.fill_windows or None}
+        return {**super().identity(), **statistics, **filled}
+
+
+def _fbank_frames(samples: int) -> int:
+    """Filterbank frames of audio: those that lie wholly in it."""
+    return max(0, 1 + (samples - FRAME) // HOP)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
