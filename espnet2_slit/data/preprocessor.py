@@ -117,6 +117,7 @@ class SLITPreprocessor(AbsPreprocessor):
         prompt: fixed prompt before the target; generative only.
         qformer_instruction: give the instruction to the Q-Former too.
         default_task: task whose wording is used for samples without `instruction`.
+        default_instruction: one wording for them instead.
         feature_width: expected width of cached features, 0 for any.
     """
 
@@ -133,6 +134,7 @@ class SLITPreprocessor(AbsPreprocessor):
         prompt: str = "",
         qformer_instruction: bool = True,
         default_task: str = "caption",
+        default_instruction: str = "",
         feature_width: int = 0,
     ):
         super().__init__(train)
@@ -157,6 +159,7 @@ class SLITPreprocessor(AbsPreprocessor):
         self.max_target_length = max_target_length
         self.qformer_instruction = qformer_instruction and model == "instruction"
         self.default_task = default_task
+        self.default_instruction = default_instruction
         self.feature_width = feature_width
         self.tokenizer: Any = None  # where the stage has Q-Former text
         if model == "representation" or self.qformer_instruction:
@@ -167,7 +170,12 @@ class SLITPreprocessor(AbsPreprocessor):
             from espnet2_slit.data.prompt_encoder import load_prompt_encoder
 
             conf = language_model_conf or {}
-            text_side = ("revision", "trust_remote_code", "use_chat_template")
+            text_side = (
+                "revision",
+                "trust_remote_code",
+                "use_chat_template",
+                "layout",
+            )
             self.prompt_encoder = load_prompt_encoder(
                 language_model, **{k: conf[k] for k in text_side if k in conf}
             )
@@ -262,6 +270,8 @@ class SLITPreprocessor(AbsPreprocessor):
         Drawn by the sample's id and the epoch's seed: whichever worker loads it, and
         whether or not the epoch was resumed in its middle.
         """
+        if self.default_instruction:
+            return self.default_instruction
         variant = stable_id(f"{_epoch_seed()} {uid}") if self.train else 0
         return templates.instruction(self.default_task, variant=variant)
 

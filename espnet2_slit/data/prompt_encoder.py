@@ -7,11 +7,33 @@ so that data workers can use it; it pickles.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 # Stands for the audio while a chat template is rendered; templates may strip blanks
 # and change quotes, but not this.
 AUDIO_MARK = "[[audio]]"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands around audio and prompt, stated instead of asked of the tokenizer.
+
+    For weights that were trained with it: X-InstructBLIP's begin each text with </s>.
+
+    Args:
+        head: ids before the audio.
+        before_prompt: ids between the audio and the prompt.
+        after_prompt: text that follows every prompt and is tokenised with it.
+    """
+
+    head: tuple[int, ...] = ()
+    before_prompt: tuple[int, ...] = ()
+    after_prompt: str = ""
+
+    def __post_init__(self):
+        for name in ("head", "before_prompt"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class PromptEncoder:
@@ -27,6 +49,8 @@ class PromptEncoder:
         kind: "seq2seq" or "causal".
         path: where it came from, for messages.
         use_chat_template: "auto" (if the tokenizer has one), True or False.
+        layout: fields of `Layout`, which then holds instead of the tokenizer's own
+            special tokens and template; None: the tokenizer's.
 
     Attributes:
         head: ids before the audio.
@@ -35,7 +59,8 @@ class PromptEncoder:
 
     Raises:
         ValueError: the tokenizer is broken or has no end-of-sequence token, or there
-            is no chat template where one is asked for, or one that cannot be used.
+            is no chat template where one is asked for, or one that cannot be used; a
+            layout has ids that the tokenizer does not know.
     """
 
     def __init__(
@@ -44,10 +69,14 @@ class PromptEncoder:
         kind: str,
         path: str | Path = "",
         use_chat_template: bool | str = "auto",
+        layout: dict | None = None,
     ):
         self.tokenizer, self.kind, self.path = tokenizer, kind, str(path)
         self._check_tokenizer()
         self.eos_id = tokenizer.eos_token_id
+        self.layout = None if layout is None else self._checked(Layout(**layout))
+        if self.layout is not None and use_chat_template == "auto":
+            use_chat_template = False
         self.uses_chat_template = self._wants_template(use_chat_template)
         self._space = " " * self._needs_space()
         self.head = self._split("")[0]
@@ -79,6 +108,10 @@ class PromptEncoder:
 
     def _split(self, text: str) -> tuple[list[int], list[int]]:
         """Ids before the audio and after it."""
+        if self.layout is not None:
+            text = text.strip() + self.layout.after_prompt
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            return [*self.layout.head], [*self.layout.before_prompt, *ids]
         if self.uses_chat_template:
             return self._split_chat(text)
         head, ids = [], list(self.tokenizer(text).input_ids)
@@ -125,6 +158,17 @@ class PromptEncoder:
                 "could not end. Set eos_token in its tokenizer_config.json."
             )
 
+    def _checked(self, layout: Layout) -> Layout:
+        known = len(self.tokenizer)
+        strangers = [i for i in layout.head + layout.before_prompt if i >= known]
+        if strangers:
+            raise ValueError(
+                f"language_model_conf.layout: expected ids below {known}, the tokens "
+                f"of {self.path}, found {strangers}. Give the tokenizer that they were "
+                "made with."
+            )
+        return layout
+
     def _wants_template(self, use_chat_template: bool | str) -> bool:
         if use_chat_template not in ("auto", True, False):
             raise ValueError(
@@ -132,6 +176,11 @@ class PromptEncoder:
                 f"{use_chat_template!r}"
             )
         has_one = bool(self.tokenizer.chat_template)
+        if use_chat_template is True and self.layout is not None:
+            raise ValueError(
+                "language_model_conf: expected layout or use_chat_template, found both."
+                " Leave one out."
+            )
         if use_chat_template is True and not has_one:
             raise ValueError(
                 f"use_chat_template is true, but the tokenizer of {self.path} has no "
@@ -160,6 +209,7 @@ def load_prompt_encoder(
     revision: str | None = None,
     trust_remote_code: bool = False,
     use_chat_template: bool | str = "auto",
+    layout: dict | None = None,
 ) -> PromptEncoder:
     """Load a language model's tokenizer and configuration, without its weights.
 
@@ -168,6 +218,7 @@ def load_prompt_encoder(
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code that comes with the model.
         use_chat_template: see `PromptEncoder`.
+        layout: see `PromptEncoder`.
 
     Returns:
         The encoder of prompts and targets.
@@ -183,4 +234,4 @@ def load_prompt_encoder(
     config = AutoConfig.from_pretrained(path, **hub)
     tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     kind = "seq2seq" if config.is_encoder_decoder else "causal"
-    return PromptEncoder(tokenizer, kind, path, use_chat_template)
+    return PromptEncoder(tokenizer, kind, path, use_chat_template, layout)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -541,6 +542,9 @@ class LanguageModel(nn.Module):
             "load_in_bits": self.load_in_bits,
             "lora": self.lora,
             "chat_template": self.text.uses_chat_template,
+            # of plain lists, as it comes back from a config.yaml; None where none is
+            "layout": self.text.layout
+            and json.loads(json.dumps(asdict(self.text.layout))),
         }
 
 
@@ -552,6 +556,7 @@ def load_language_model(
     load_in_bits: int | None = None,
     trust_remote_code: bool = False,
     use_chat_template: bool | str = "auto",
+    layout: dict | None = None,
 ) -> LanguageModel:
     """Load a language model and its tokenizer, frozen.
 
@@ -565,6 +570,7 @@ def load_language_model(
         load_in_bits: 8 or 4 with bitsandbytes, on the current CUDA device.
         trust_remote_code: run code that comes with the model.
         use_chat_template: "auto" (if the tokenizer has one), True or False.
+        layout: see `PromptEncoder`; None: what the tokenizer puts around texts.
 
     Returns:
         The model, in eval mode.
@@ -578,7 +584,9 @@ def load_language_model(
     dtype = choose_precision(dtype, default_device(), DTYPES, option="dtype")
     hub = dict(revision=revision, trust_remote_code=trust_remote_code)
     config = transformers.AutoConfig.from_pretrained(path, **hub)
-    text = load_prompt_encoder(path, use_chat_template=use_chat_template, **hub)
+    text = load_prompt_encoder(
+        path, use_chat_template=use_chat_template, layout=layout, **hub
+    )
     if config.is_encoder_decoder:
         model_class = transformers.AutoModelForSeq2SeqLM
     else:

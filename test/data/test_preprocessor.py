@@ -136,6 +136,10 @@ def test_missing_instruction_takes_the_wording_of_the_default_task(make):
     varied = make("instruction", train=True)
     seen = {tuple(varied(f"u{i}", data)["llm_prompt"]) for i in range(60)}
     assert len(seen) == len(TEMPLATES["caption"])
+    one = make("instruction", train=True, default_instruction="say it")
+    seen = [one(f"u{i}", data)["llm_prompt"] for i in range(9)]
+    expected = one.prompt_encoder.encode_prompt("say it")
+    assert all(ids.tolist() == expected for ids in seen)
 
 
 @pytest.mark.parametrize(

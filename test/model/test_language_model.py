@@ -504,6 +504,31 @@ def test_unknown_dtype_and_bits_are_errors(folders, monkeypatch):
         load_language_model(folders("t5"), load_in_bits=8)
 
 
+# --------------------------------------------------------------------- stated layout
+
+LAYOUT = {"head": [1, 7, 8], "before_prompt": [9, 1], "after_prompt": "? answer:"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "t5"])
+def test_a_stated_layout_stands_in_place_of_the_tokenizers(name, load):
+    lm = load(name, layout=LAYOUT)
+    ids = lm.tokenizer("how loud? answer:", add_special_tokens=False).input_ids
+    assert lm.encode_prompt(" how loud ") == [9, 1, *ids]
+    assert lm.text.head == [1, 7, 8] and not lm.text.uses_chat_template
+    embedded, used = lm._inputs(prefix_of(lm, 1), None, None)
+    head = lm.frozen.module.get_input_embeddings()(torch.tensor([1, 7, 8]))
+    assert torch.equal(embedded[0, :3], head) and used.all()
+    assert lm.identity()["layout"] == LAYOUT and load(name).identity()["layout"] is None
+
+
+def test_a_layout_that_does_not_fit_is_an_error(folders):
+    with pytest.raises(ValueError, match=r"layout: expected ids below .* \[99999\]"):
+        load_prompt_encoder(folders("llama"), layout={"head": [99999]})
+    both = dict(layout=LAYOUT, use_chat_template=True)
+    with pytest.raises(ValueError, match="layout or use_chat_template, found both"):
+        load_prompt_encoder(folders("qwen2"), **both)
+
+
 # ------------------------------------------------------- identity, copies, adapters
 
 
