@@ -186,6 +186,15 @@ class SLITTask(AbsTask):
             default=dict(),
             help="Keywords of SLITPreprocessor: max_text_length, prompt, ...",
         )
+        group = parser.add_argument_group(description="Inference related")
+        group.add_argument(
+            "--inference_conf",
+            action=NestedDictAction,
+            default=dict(),
+            help="How SLIT asks the trained model where a call does not say, by task: "
+            "{caption: {instruction: ..., options: {...}}, question_answering: ...}. "
+            "Empty: in the words of the templates",
+        )
         group = parser.add_argument_group(
             description="Recorded in config.yaml by training, checked when loading"
         )
@@ -563,8 +572,9 @@ class SLITTask(AbsTask):
         path = args.audio_encoder_conf.get("path")
         if path and Path(path).exists():
             known["fingerprint"] = fingerprint(path)
-        if "layer" in args.audio_encoder_conf:
-            known["layer"] = args.audio_encoder_conf["layer"]
+        for name in ("layer", "fill_windows"):
+            if name in args.audio_encoder_conf:
+                known[name] = args.audio_encoder_conf[name]
         if args.audio_encoder_conf.get("precision", "auto") != "auto":
             known["precision"] = args.audio_encoder_conf["precision"]
         content = check_features(args.features, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,18 @@ class Asked:
         return self.clip, templates.choice_question(self.question, shown)
 
 
+def worded(engine: Engine, asked: Sequence[Asked], order: int = 0) -> list[Request]:
+    """The questions as the system knows them best.
+
+    Args:
+        engine: with a generator part.
+        asked: N questions.
+        order: number of the option that is shown first.
+    """
+    requests = (one.request(order) for one in asked)
+    return [(i, engine.wording("question_answering", text)) for i, text in requests]
+
+
 def choose(
     engine: Engine,
     clips: Clips,
@@ -72,16 +84,16 @@ def choose(
     for i in rows:
         groups.setdefault(tuple(asked[i].options), []).append(i)
     for options, members in groups.items():
-        requests = [(asked[i].clip, asked[i].question) for i in members]
+        alone = [replace(asked[i], options=[]) for i in members]
+        requests = worded(engine, alone)
         sums = score_candidates(engine, clips, requests, options)
         _, lengths = candidate_ids(engine, options)
         found["option"][members] = sums.argmax(axis=1)
         found["option_mean"][members] = (sums / lengths.cpu().numpy()).argmax(axis=1)
     for order in range(1, orders):
         written = [""] * len(asked)
-        texts = generate(
-            engine, clips, [asked[i].request(order) for i in rows], writing
-        )
+        requests = worded(engine, [asked[i] for i in rows], order)
+        texts = generate(engine, clips, requests, writing)
         for i, text in zip(rows, texts, strict=True):
             written[i] = text
         found[f"rotated{order}"] = np.array(written)

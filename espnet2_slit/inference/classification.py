@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from espnet2_slit.common import templates
 from espnet2_slit.inference.clips import Clips
 from espnet2_slit.inference.engine import Engine
 from espnet2_slit.inference.generation import candidate_ids, score_candidates
@@ -88,9 +87,11 @@ def label_likelihoods(
     Returns:
         (N, C) log-likelihood sums in nats, and (C,) token counts.
     """
-    instruction = instruction or templates.instruction("classification")
+    instruction = instruction or engine.wording("classification")
     if isinstance(instruction, str):
         instruction = [instruction] * len(clips)
-    words = [label_words(label) for label in labels]
-    sums = score_candidates(engine, clips, list(enumerate(instruction)), words)
-    return sums, candidate_ids(engine, words)[1].cpu().numpy()
+    defaults = engine.defaults["classification"]
+    words = [defaults.label.replace("{}", label_words(label)) for label in labels]
+    requests = list(enumerate(instruction))
+    sums = score_candidates(engine, clips, requests, words, defaults.end)
+    return sums, candidate_ids(engine, words, defaults.end)[1].cpu().numpy()

@@ -90,7 +90,18 @@ class DecodeOptions:
         return generation_options({"seed": self.seed, **getattr(self, task)})
 
     def of_system(self, slit: Engine) -> DecodeOptions:
-        """These options, without what the system has no part for: says what."""
+        """These options for a system, by whose defaults they are completed.
+
+        Without what it has no part for, which is said.
+        """
+        if slit.generator is not None:
+            caption = slit.defaults["caption"].merged(self.caption)
+            answer = slit.defaults["question_answering"].merged(self.question_answering)
+            complete = replace(self, caption=caption, question_answering=answer)
+            return complete._without_absent_parts(slit)
+        return self._without_absent_parts(slit)
+
+    def _without_absent_parts(self, slit: Engine) -> DecodeOptions:
         if not self.caption.get("rerank") or slit.representation is not None:
             return self
         logging.warning(

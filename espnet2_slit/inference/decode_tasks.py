@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_slit.common import templates
 from espnet2_slit.common.files import atomic, write_atomically
 from espnet2_slit.data.choices import read_choices, rotated_files
 from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.inference.attention import attention
-from espnet2_slit.inference.choices import Asked, choose
+from espnet2_slit.inference.choices import Asked, choose, worded
 from espnet2_slit.inference.classification import (
     label_likelihoods,
     label_matches,
@@ -64,7 +63,7 @@ class Job:
 def decode_caption(job: Job) -> list[Path]:
     """caption/text: clip id and caption."""
     data, options = job.data, job.options
-    wording = options.caption_instruction or templates.instruction("caption")
+    wording = options.caption_instruction or job.slit.wording("caption")
     given = data.map("instruction")
     of_clip = {data.samples[s]: text for s, text in given.items() if s in data.samples}
 
@@ -113,7 +112,7 @@ def decode_question_answering(job: Job) -> list[Path]:
         ]
         with job.slit.several_passes(subset, bool(choices)) as clips:
             texts, scores = generate_and_score(
-                job.slit, clips, [one.request(0) for one in asked], writing, answers
+                job.slit, clips, worded(job.slit, asked), writing, answers
             )
             arrays = {"text": np.array(texts)}
             if scores is not None:
@@ -225,9 +224,9 @@ def decode_classification(job: Job) -> list[Path]:
             f"{data.dir}: expected candidate labels, one a line, in {data.dir}/labels."
         )
     ids = list(data.samples)
-    wording = options.classification_instruction or templates.instruction(
-        "classification"
-    )
+    wording = options.classification_instruction
+    if slit.generator is not None:
+        wording = wording or slit.wording("classification")
     given = data.map("instruction")
     routes = [
         route

@@ -28,7 +28,9 @@ from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.feature_cache import length_batches
 from espnet2_slit.inference import packing
 from espnet2_slit.inference.clips import AudioClips, Clips, FrameCache, pad
-from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.defaults import TaskDefaults, read_defaults, wording
+from espnet2_slit.inference.requests import InferenceError, Options, generation_options
+from espnet2_slit.model.language_model import GenerationOptions
 
 # Padded seconds in one batch: 16 clips of 10 s; a longer clip is a batch of its own.
 BATCH_SECONDS = 160.0
@@ -333,6 +335,34 @@ class Engine:
         if self.generator is not None:
             content["language_model"] = self.generator.options.language_model_identity
         return content
+
+    # ----------------------------------------------------------- how it is asked
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, TaskDefaults]:
+        """How the generator is asked where a call does not say, by task."""
+        options = self.require("generator").options
+        return read_defaults(getattr(options, "inference_conf", None))
+
+    def wording(self, task: str, question: str = "") -> str:
+        """The instruction of a task, in the words that the generator knows best.
+
+        Args:
+            task: caption, question_answering or classification.
+            question: for question_answering.
+        """
+        return wording(self.defaults[task], task, question)
+
+    def writing(self, task: str, options: Options = None) -> GenerationOptions:
+        """How to write: what is given, over the generator's defaults of the task.
+
+        Args:
+            task: caption or question_answering.
+            options: GenerationOptions are taken as they are.
+        """
+        if isinstance(options, GenerationOptions):
+            return options
+        return generation_options(self.defaults[task].merged(options or {}))
 
     # -------------------------------------------------------------------- clips
 

@@ -53,6 +53,7 @@ def score_candidates(
     clips: Clips,
     requests: Sequence[Request],
     candidates: Sequence[str],
+    end: bool = True,
 ) -> np.ndarray:
     """Likelihoods of texts as the answer to each pair of clip and instruction.
 
@@ -61,12 +62,13 @@ def score_candidates(
         clips: what the requests are about.
         requests: N pairs.
         candidates: C texts.
+        end: a candidate's end counts as a token of it.
 
     Returns:
         (N, C) float32, log-likelihood sums over a candidate's tokens, nats.
     """
     part = engine.require("generator")
-    ids, lengths = candidate_ids(engine, candidates)
+    ids, lengths = candidate_ids(engine, candidates, end)
     scores = np.zeros((len(requests), len(ids)), np.float32)
     for batch, inputs in prefixes(engine, part, clips, requests):
         found = part.model.language_model.score_candidates(
@@ -122,12 +124,15 @@ def generate_and_score(
         return rerank_captions(engine, kept, owners, written), scores
 
 
-def candidate_ids(engine: Engine, candidates: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Candidate texts -> ids (C, L) and lengths (C,), EOS included.
+def candidate_ids(
+    engine: Engine, candidates: Sequence[str], end: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Candidate texts -> ids (C, L) and lengths (C,).
 
     Args:
         engine: with a generator part.
         candidates: C texts.
+        end: count the end-of-sequence token.
 
     Raises:
         InferenceError: no candidates.
@@ -137,6 +142,7 @@ def candidate_ids(engine: Engine, candidates: Sequence[str]) -> tuple[Tensor, Te
         raise InferenceError("expected candidates to rank, found an empty list.")
     encode = part.model.language_model.encode_target
     ids, lengths = pad([encode(text) for text in candidates])
+    lengths = lengths if end else lengths - 1
     return ids.to(engine.device), lengths.to(engine.device)
 
 

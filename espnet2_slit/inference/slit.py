@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from espnet2_slit.common import templates
 from espnet2_slit.data.audio import MIN_DURATION_S
 from espnet2_slit.inference import packing
 from espnet2_slit.inference.classification import (
@@ -36,7 +35,6 @@ from espnet2_slit.inference.requests import (
     InferenceError,
     Options,
     answer_options,
-    generation_options,
     not_empty,
     word_list,
 )
@@ -212,8 +210,8 @@ class SLIT(Engine):
             A text; with `window_s` a list of WindowCaption; a list of either for a list
             of clips.
         """
-        instruction = instruction or templates.instruction("caption")
-        options = generation_options(options)
+        instruction = instruction or self.wording("caption")
+        options = self.writing("caption", options)
         items, one = clip_list(audio)
         if window_s is None:
             clips = self.clips(items, sample_rate)
@@ -254,7 +252,7 @@ class SLIT(Engine):
         Returns:
             A text; a list of them for a list of clips.
         """
-        options = answer_options(options)
+        options = answer_options(self.writing("question_answering", options))
         if candidates is not None:
             candidates = word_list("candidates", candidates)
         items, one = clip_list(audio)
@@ -265,7 +263,7 @@ class SLIT(Engine):
                 f" {len(questions)}."
             )
         requests = [
-            (i, templates.instruction("question_answering", not_empty("question", q)))
+            (i, self.wording("question_answering", not_empty("question", q)))
             for i, q in enumerate(questions)
         ]
         clips = self.clips(items, sample_rate)
@@ -284,7 +282,7 @@ class SLIT(Engine):
         route: str = "similarity",
         label_templates: Iterable[str] = LABEL_TEMPLATES,
         instruction: str | None = None,
-        normalize: str = "mean",
+        normalize: str | None = None,
         sample_rate: float | None = None,
     ) -> Any:
         """Choose among labels that need not have been trained on.
@@ -298,6 +296,7 @@ class SLIT(Engine):
                 For the first two routes.
             instruction: wording for the language model.
             normalize: "sum" or "mean" over a label's tokens; for the language model.
+                None: the mean, if the system does not say otherwise.
             sample_rate: Hz of arrays.
 
         Returns:
@@ -305,7 +304,7 @@ class SLIT(Engine):
         """
         if route not in ROUTES:
             raise InferenceError(f"route: expected one of {ROUTES}, found {route!r}.")
-        if normalize not in ("sum", "mean"):
+        if normalize not in (None, "sum", "mean"):
             raise InferenceError(
                 f"normalize: expected 'sum' or 'mean', found {normalize!r}."
             )
@@ -317,6 +316,7 @@ class SLIT(Engine):
         clips = self.clips(items, sample_rate)
         if route == "language_model":
             sums, lengths = label_likelihoods(self, clips, labels, instruction)
+            normalize = normalize or self.defaults["classification"].normalize
             scores = sums / lengths if normalize == "mean" else sums
         elif route == "matching":
             scores = label_matches(self, clips, labels, label_templates)
