@@ -129,6 +129,44 @@ def get_parser():
     command = add("info", info, "what is in a checkpoint, without building it")
     command.add_argument("model", nargs="?", default=os.environ.get("SLIT_MODEL"))
 
+    command = add("import", import_system, "open a released system of another project")
+    command.add_argument(
+        "kind", choices=["xinstructblip"], help="whose: X-InstructBLIP"
+    )
+    command.add_argument(
+        "--qformer",
+        required=True,
+        help="audio_qformer.pth or audio_qformer_improved.pth",
+    )
+    command.add_argument(
+        "--audio_encoder", required=True, help="BEATs_iter3_plus_AS2M.pt"
+    )
+    command.add_argument(
+        "--language_model", required=True, help="folder of Vicuna v1.1, 7b or 13b"
+    )
+    command.add_argument("--out", required=True, help="experiment folder to make")
+    command.add_argument(
+        "--qformer_tokenizer",
+        default="bert-base-uncased",
+        help="folder or Hugging Face name (bert-base-uncased)",
+    )
+    command.add_argument(
+        "--layout",
+        choices=["auto", "plain", "chat"],
+        default="auto",
+        help="words around audio and prompt: plain for audio_qformer.pth, chat (USER:,"
+        " ASSISTANT:) for audio_qformer_improved.pth; auto: by the file's name",
+    )
+    command.add_argument(
+        "--heads", type=positive, help="attention heads (default: width / 64)"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float16",
+        help="of the language model (float16)",
+    )
+
     add("doctor", doctor, "what works on this machine, what is missing, how to add it")
 
     command = add("demo", demo, "a page to try a system in the browser (extra: demo)")
@@ -503,6 +541,34 @@ def info(args):
         print(f"    licence  {part['licence']}")
     for path in facts["results"]:
         print(f"\nscores: {path}")
+    return 0
+
+
+def import_system(args):
+    """`slit import`."""
+    from espnet2_slit.inference.import_xinstructblip import import_xinstructblip
+
+    report = import_xinstructblip(
+        args.qformer,
+        args.audio_encoder,
+        args.language_model,
+        args.out,
+        args.qformer_tokenizer,
+        args.layout,
+        args.heads,
+        args.dtype,
+    )
+    if args.json:
+        print(json.dumps({"out": args.out, **vars(report)}))
+        return 0
+    sizes = ", ".join(f"{name} {size}" for name, size in report.sizes.items())
+    print(
+        f"{args.out}: {report.loaded} weights of {report.source} loaded, none missing,"
+        f" {len(report.buffers)} buffers not needed; words around audio and prompt:"
+        f" {report.layout}\n  Q-Former: {sizes}"
+    )
+    for note in report.notes:
+        print(f"  {note}")
     return 0
 
 

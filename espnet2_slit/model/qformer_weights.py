@@ -75,6 +75,7 @@ _LAVIS_NAMES = _BERT_NAMES | {
     "text_proj": "heads.text_projection",
     "itm_head": "heads.matching_head",
     "temp": "heads.temperature.value",
+    "language_projection": "language_projection",  # after `_strip`, by modality
 }
 _TRANSFORMERS_NAMES = {
     "embeddings.word_embeddings.weight": "embedding.word.weight",
@@ -129,6 +130,7 @@ def load_pretrained_qformer(
     heads: nn.Module | None = None,
     reinitialise: Sequence[str] = (),
     modality: str = "audio",
+    language_projection: nn.Module | None = None,
 ) -> LoadReport:
     """Fill `qformer` (and `heads`) from a BERT, LAVIS or transformers checkpoint.
 
@@ -142,6 +144,8 @@ def load_pretrained_qformer(
             even where the source has them, e.g. `ENCODER_SIDE`; for heads the names
             start with "heads.".
         modality: which Q-Former of an X-InstructBLIP checkpoint.
+        language_projection: from the queries to a language model; filled where the
+            source has one for `modality` (X-InstructBLIP), else left as it is.
 
     Returns:
         What was loaded, left and changed.
@@ -159,9 +163,14 @@ def load_pretrained_qformer(
     if heads is not None:
         wanted |= {f"heads.{n}": t for n, t in heads.state_dict().items()}
     head_names = [n for n in given if n.startswith("heads.")]
-    if heads is None:
-        report.left += head_names
-        given = {n: t for n, t in given.items() if n not in head_names}
+    projection_names = [n for n in given if n.startswith("language_projection.")]
+    for module, names in ((heads, head_names), (language_projection, projection_names)):
+        if module is None:
+            report.left += names
+            given = {n: t for n, t in given.items() if n not in names}
+    if language_projection is not None and projection_names:
+        own = language_projection.state_dict()
+        wanted |= {f"language_projection.{n}": t for n, t in own.items()}
 
     if kind == "bert":
         _grow_from_bert(given, wanted, report)
@@ -494,7 +503,11 @@ def _strip(name: str, kind: str, modality: str) -> str | None:
     if kind == "transformers":
         name = name.removeprefix("model.")
         return name.removeprefix("qformer.")
-    own = {f"{modality}_Qformer.": "Qformer.", f"{modality}_ln.": "ln_vision."}
+    own = {
+        f"{modality}_Qformer.": "Qformer.",
+        f"{modality}_ln.": "ln_vision.",
+        f"{modality}_llm_proj.": "language_projection.",
+    }
     own[f"{modality}_query_tokens"] = "query_tokens"
     for prefix, common in own.items():
         if name.startswith(prefix):

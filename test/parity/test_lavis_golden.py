@@ -1,17 +1,15 @@
 """LAVIS' own numbers for one stage-1 step: losses, logits, gradients.
 
-`golden/lavis_stage1_small.npz` holds weights (in LAVIS' names), inputs, intermediates
-and results of LAVIS' code: 4 layers, width 48, 2 clips, so that the hard negative of
-each is forced; dropout 0, label smoothing 0.1.
+`golden/lavis_stage1_small.npz`, or the file that LAVIS_GOLDEN names, holds weights (in
+LAVIS' names), inputs, intermediates and results of LAVIS' code: 2 clips, so that the
+hard negative of each is forced; dropout 0, label smoothing 0.1.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_file import Golden
 
 from espnet2_slit.model.objectives import (
     RepresentationHeads,
@@ -23,47 +21,64 @@ from espnet2_slit.model.objectives import (
     sample_negative_pairs,
 )
 from espnet2_slit.model.qformer import QFormer
-from espnet2_slit.model.qformer_weights import load_pretrained_qformer
+from espnet2_slit.model.qformer_weights import (
+    load_pretrained_qformer,
+    our_names,
+    qformer_sizes,
+)
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lavis_stage1_small.npz"
+CLIPS = len(Golden("LAVIS_GOLDEN", "lavis_stage1_small.npz")["in/frames"])
+# Of more clips LAVIS draws the negatives, by a random state that no file holds.
+drawn = pytest.mark.skipif(CLIPS != 2, reason=f"negatives of {CLIPS} clips are drawn")
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return Golden("LAVIS_GOLDEN", "lavis_stage1_small.npz")
 
 
 @pytest.fixture(scope="module")
-def step(golden, tmp_path_factory):
-    """One step of ours on the same weights and inputs, gather rule as LAVIS'."""
-    prefix = "weights/"
-    weights = {
-        n.removeprefix(prefix): t for n, t in golden.items() if n.startswith(prefix)
-    }
+def parts(golden, tmp_path_factory):
+    """Q-Former and heads with the file's weights.
+
+    The number of attention heads does not show in them: that is taken whose queries
+    come nearest.
+    """
+    weights = golden.below("weights")
     file = tmp_path_factory.mktemp("lavis") / "checkpoint.pth"
     torch.save({"model": weights}, file)
-    qformer = QFormer(
-        encoder_width=40,
-        vocab_size=500,
-        width=48,
-        layers=4,
-        heads=4,
-        feed_forward=96,
-        num_queries=6,
-        max_text_length=64,
-        dropout=0.0,
-        bos_id=int(golden["in/special_ids"][0]),
-    )
-    heads = RepresentationHeads(48, joint_width=24)
-    report = load_pretrained_qformer(qformer, file, heads)
-    assert not report.initialised
-    assert report.left == ["Qformer.bert.embeddings.position_ids"]
+    width = weights["query_tokens"].size(-1)
+    best, nearest = None, float("inf")
+    for heads in (h for h in range(1, width + 1) if width % h == 0):
+        sizes = qformer_sizes(our_names(weights)[1], heads)
+        bos = int(golden["in/special_ids"][0])
+        qformer = QFormer(**sizes, dropout=0.0, bos_id=bos)
+        own = RepresentationHeads(width, weights["vision_proj.weight"].size(0))
+        report = load_pretrained_qformer(qformer, file, own)
+        assert not report.initialised
+        assert report.left == ["Qformer.bert.embeddings.position_ids"]
+        with torch.no_grad():
+            found = qformer.forward_queries(
+                qformer.read_frames(golden["in/frames"], frame_lengths(golden))
+            ).hidden
+        difference = float((found - golden["mid/query_output"]).abs().max())
+        if difference < nearest:
+            best, nearest = (qformer, own), difference
+    return best
 
+
+def frame_lengths(golden):
+    return torch.full((CLIPS,), golden["in/frames"].size(1))
+
+
+@pytest.fixture(scope="module")
+def step(golden, parts):
+    """One step of ours on the same weights and inputs, gather rule as LAVIS'."""
+    qformer, heads = parts
     frames, text = golden["in/frames"], golden["in/ids"]
-    frame_lengths = torch.full((2,), frames.size(1))
+    lengths = frame_lengths(golden)
     text_lengths = golden["in/attention_mask"].sum(1)
-    memory = qformer.read_frames(frames, frame_lengths)
+    memory = qformer.read_frames(frames, lengths)
     queries = qformer.forward_queries(memory)
     summary = qformer.forward_text(text, text_lengths)
     contrast = contrastive(
@@ -78,15 +93,15 @@ def step(golden, tmp_path_factory):
         memory,
         text,
         text_lengths,
-        gather_memory(qformer, memory, frames, frame_lengths, negatives.audio, world),
+        gather_memory(qformer, memory, frames, lengths, negatives.audio, world),
         *gather_text(text, text_lengths, negatives.text, world),
     )
     match_logits = heads.match(pairs)
     logits, targets = qformer.forward_generation(queries.cache, text, text_lengths)
     losses = {
         "itc": contrast.loss,
-        "itm": matching(match_logits, negatives.labels, negatives.valid, 2),
-        "lm": generation(logits, targets, 2),
+        "itm": matching(match_logits, negatives.labels, negatives.valid, CLIPS),
+        "lm": generation(logits, targets, CLIPS),
     }
     sum(losses.values()).backward()
     return {
@@ -107,11 +122,12 @@ def close(ours, theirs, tolerance):
     torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["itc", "itm", "lm"])
+@pytest.mark.parametrize("name", ["itc", pytest.param("itm", marks=drawn), "lm"])
 def test_each_loss(golden, step, name):
     close(step["losses"][name], golden[f"out/loss_{name}"], 1e-5)
 
 
+@drawn
 def test_sum_of_losses(golden, step):
     close(sum(step["losses"].values()), golden["out/loss"], 1e-5)
 
@@ -123,7 +139,7 @@ def test_intermediates(golden, step):
 
 
 def test_matching_logits_of_the_positives(golden, step):
-    close(step["match_logits"][:2], golden["mid/match_logits_positive"], 1e-4)
+    close(step["match_logits"][:CLIPS], golden["mid/match_logits_positive"], 1e-4)
 
 
 def test_generation_logits_of_predicted_tokens_only(golden, step):
@@ -133,6 +149,7 @@ def test_generation_logits_of_predicted_tokens_only(golden, step):
     assert torch.equal(step["targets"], ids[:, 1:][keep])
 
 
+@drawn
 def test_gradients_under_the_rule_detach(golden, step):
     close(step["query_tokens"], golden["grad/query_tokens"][0], 1e-4)
     close(step["temperature"], golden["grad/temp"], 1e-4)
