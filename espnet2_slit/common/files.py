@@ -97,7 +97,7 @@ def read_lines(path: str | Path) -> list[str]:
     Returns:
         Entries in the file's order, blanks around them removed.
     """
-    with open(path, encoding="utf-8", newline="\n") as stream:
+    with open(path, encoding="utf-8-sig", newline="\n") as stream:
         stripped = (line.strip(" \t\r\n") for line in stream)
         return list(dict.fromkeys(line for line in stripped if line))
 

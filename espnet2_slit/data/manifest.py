@@ -1,41 +1,29 @@
 """From a table of your own (CSV or JSONL) to data directories.
 
-Owns the columns `audio,text[,instruction,task,split,start,end,category,source]` and
-which data directory a row goes to. Rows are read as a stream; what stays in memory is a
-number per clip.
+Owns which data directory a row goes to; how a table is read is the business of
+`manifest_rows`. Rows are read as a stream; what stays in memory is a number per clip.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import math
+import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from espnet2_slit.data.kaldi_dir import (
-    SAMPLE_TASKS,
-    DataDirError,
-)
+from espnet2_slit.common.templates import choice_question
+from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, one_line
+from espnet2_slit.data.manifest_rows import Row, read_rows
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import SetWriter, put_in_place, remove_sets
 
-COLUMNS = (
-    "audio",
-    "text",
-    "instruction",
-    "task",
-    "split",
-    "start",
-    "end",
-    "category",
-    "source",
-)
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {
     "train": "train",
@@ -57,98 +45,6 @@ TEST_SETS = {
 LABEL_SET = "_labels"  # becomes the caption set where there is no other
 MAX_CANDIDATES = 1000  # more answers than this are not written as candidates
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, columns) of every row of a manifest.
-
-    Args:
-        path: .csv, .tsv or .jsonl file, UTF-8, with or without a byte order mark.
-
-    Yields:
-        Rows with all COLUMNS, "" where there is none.
-
-    Raises:
-        DataDirError: not such a file; the message gives file and line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataDirError(
-            f"{path}: no such manifest. Expected a CSV or JSONL file with"
-            f" {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])}]"
-        )
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".jsonl", ".json"):
-        raise DataDirError(f"{path}: expected .csv, .tsv or .jsonl, found {suffix!r}")
-    reader = _json_rows if suffix.startswith(".json") else _table_rows
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            yield from reader(path, stream)
-    except UnicodeDecodeError as error:
-        raise DataDirError(
-            f"{path}: is not UTF-8 ({error.reason} at byte {error.start}). Convert it:"
-            f" iconv -f ISO-8859-1 -t UTF-8 {path.name}"
-        ) from error
-
-
-def _check_columns(path: Path, found: list[str], line: int) -> None:
-    missing = [name for name in ("audio", "text") if name not in found]
-    unknown = [name for name in found if name not in COLUMNS]
-    if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] if missing else []
-        wrong += [f"does not know {', '.join(map(repr, unknown))}"] if unknown else []
-        raise DataDirError(
-            f"{path} line {line}: {' and '.join(wrong)}. Expected columns audio,text"
-            f" and any of {','.join(COLUMNS[2:])}; found {','.join(found) or 'none'}"
-        )
-
-
-def _table_rows(path: Path, stream) -> Iterator[tuple[int, dict[str, str]]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.reader(stream, delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip().lower() for name in next(rows, [])]
-        _check_columns(path, names, 1)
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(names):
-                raise DataDirError(
-                    f"{path} line {rows.line_num}: expected {len(names)} columns"
-                    f" ({','.join(names)}), found {len(row)}. Put quotes around text"
-                    " that holds a comma."
-                )
-            yield rows.line_num, {
-                **dict.fromkeys(COLUMNS, ""),
-                **dict(zip(names, row, strict=True)),
-            }
-    except csv.Error as error:
-        raise DataDirError(f"{path} line {rows.line_num}: {error}") from error
-
-
-def _json_rows(path: Path, stream) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataDirError(
-                f"{path} line {number}: is not JSON ({error.msg}). Expected one object"
-                ' a line, as {"audio": "a.wav", "text": "a dog barks"}'
-            ) from error
-        if not isinstance(row, dict):
-            raise DataDirError(
-                f"{path} line {number}: expected an object, found {type(row).__name__}"
-            )
-        _check_columns(path, list(row), number)
-        values = {k: "" if v is None else str(v) for k, v in row.items()}
-        yield number, {**dict.fromkeys(COLUMNS, ""), **values}
-
-
-def clean(text: str) -> str:
-    """One line: every run of blanks and control characters is one blank."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def clip_id(audio: str, start: float, end: float) -> str:
@@ -214,24 +110,27 @@ def from_manifest(
     report = Report(str(path))
     with _Sets(target, instruct) as sets:
         split_of: dict[str, str] = {}
+        is_drawn = False
         for line, row in read_rows(path):
             report.rows += 1
-            found = _row(path, line, row, folder, report)
-            if found is None:
+            where = f"{path} line {line}"
+            sample = _sample(where, row, folder, report)
+            if sample is None:
                 continue
-            audio, text, task, start, end = found
-            clip = clip_id(row["audio"], start, end)
-            split = _split(path, line, row["split"], clip, fractions, seed, split_of)
-            if split is None:
+            named = _named_split(where, row["split"])
+            is_drawn |= not named
+            split = named or drawn_split(sample.clip, seed, fractions)
+            if split_of.setdefault(sample.clip, split) != split:
                 report.drop("clip is in another split", f"line {line}: {row['audio']}")
                 continue
-            segment = None if (start, end) == (0, -1) else (clip, start, end)
-            sets.take(row, clip, audio, segment, text, task, split)
+            sets.take(sample, split)
             report.kept += 1
         if not report.kept:
             raise DataDirError(
                 "\n  ".join([f"{path}: no row is usable.", *report.lines()])
             )
+        if is_drawn:
+            _refuse_a_lacking_split(path, split_of, fractions)
         sets.describe(corpus or path.stem)
     report.notes.update(sets.put_in_place())
     gone = remove_sets(
@@ -276,22 +175,13 @@ class _Sets:
             self._sets[name] = self._stack.enter_context(writer)
         return self._sets[name]
 
-    def take(
-        self,
-        row: dict[str, str],
-        clip: str,
-        audio: str,
-        segment: tuple[str, float, float] | None,
-        text: str,
-        task: str,
-        split: str,
-    ) -> None:
+    def take(self, row: _Sample, split: str) -> None:
         """Write one row to the sets that it belongs to."""
+        clip, task, text = row.clip, row.task, row.text
         self._count[clip] += 1
-        question = clean(row["instruction"])
         if task == "classification":
             self._labels[text] = None
-        elif task == "question_answering":
+        elif task == "question_answering" and not row.choices:
             self._answers[split][text] = None
         sample = f"{clip}-{self._count[clip]:03d}"
         names = [f"{split}_instruction"]
@@ -309,19 +199,23 @@ class _Sets:
             one = self._set(name)
             if sample == clip and clip in one.clips:
                 continue  # one line per clip; its other captions are references
+            question, choices = row.question, row.choices
+            if choices and split != "test":  # decoding shows them itself, in any order
+                question, choices = choice_question(question, choices), []
             instruction = question if task != "question_answering" else ""
             if not instruction and (question or name.endswith("_instruction")):
                 instruction = self.instruct(task, question)
             one.add(
                 sample,
                 clip,
-                audio,
+                row.audio,
                 text,
                 task,
-                clean(row["category"]).replace(" ", "_") or task,
-                source=clean(row["source"]).replace(" ", "_"),
+                row.category or task,
+                source=row.source,
                 instruction=instruction,
-                segment=segment,
+                segment=row.segment,
+                choices=choices,
             )
 
     def describe(self, corpus: str) -> None:
@@ -370,54 +264,113 @@ class _Sets:
         return notes
 
 
-def _row(path: Path, line: int, row: dict[str, str], folder: Path, report: Report):
-    """(audio, text, task, start, end) of a row; None if it is dropped, counted."""
-    where = f"{path} line {line}"
-    audio = row["audio"].strip()
-    if not audio:
-        report.drop("no audio named", f"line {line}")
+class _Sample(NamedTuple):
+    """A row that can be used."""
+
+    clip: str
+    audio: str
+    segment: tuple[str, float, float] | None
+    text: str
+    task: str
+    question: str
+    category: str
+    source: str
+    choices: list[str]
+
+
+def _sample(where: str, row: Row, folder: Path, report: Report) -> _Sample | None:
+    """A row as it is meant; None if it is dropped, counted."""
+    audio = _audio(where, row["audio"], folder)
+    text, question = one_line(row["text"]), one_line(row["instruction"])
+    if not audio or not text:
+        example = f"{where.rpartition(' line ')[2]}: {row['audio']}"
+        report.drop("empty text" if audio else "no audio named", f"line {example}")
         return None
+    task = row["task"].strip() or ("question_answering" if question else "caption")
+    if task not in SAMPLE_TASKS:
+        raise DataDirError(
+            f"{where}: task is {task!r}, expected one of {', '.join(SAMPLE_TASKS)}."
+        )
+    if task == "question_answering" and not question:
+        raise DataDirError(
+            f"{where}: the task is question_answering, without a question in the column"
+            " instruction."
+        )
+    choices = [one_line(option) for option in json.loads(row["choices"] or "[]")]
+    if choices and (task != "question_answering" or text not in choices):
+        raise DataDirError(
+            f"{where}: choices are {', '.join(map(repr, choices))}; expected a question"
+            f" in the column instruction and one of them as text, found {text!r}."
+        )
+    start, end = _times(where, row)
+    clip = clip_id(audio, start, end)
+    return _Sample(
+        clip,
+        str(folder / audio),
+        None if (start, end) == (0, -1) else (clip, start, end),
+        text,
+        task,
+        question,
+        one_line(row["category"]).replace(" ", "_"),
+        one_line(row["source"]).replace(" ", "_"),
+        choices,
+    )
+
+
+def _audio(where: str, audio: str, folder: Path) -> str:
+    """One spelling of a path: ` ./a.wav` and `a.wav` are one clip, "" is none."""
+    audio = audio.strip()
     # a line of wav.scp ends at any of these for the tools that will read it
     if audio.endswith("|") or set("\n\r\0") & set(audio):
         raise DataDirError(
             f"{where}: audio is {audio!r}, expected the path of a file (commands are"
             " only read from the wav.scp of a data directory)."
         )
-    task = row["task"].strip() or (
-        "question_answering" if row["instruction"].strip() else "caption"
-    )
-    if task not in SAMPLE_TASKS:
-        raise DataDirError(
-            f"{where}: task is {task!r}, expected one of {', '.join(SAMPLE_TASKS)}."
-        )
-    if task == "question_answering" and not row["instruction"].strip():
-        raise DataDirError(
-            f"{where}: the task is question_answering, without a question in the column"
-            " instruction."
-        )
-    text = clean(row["text"])
-    if not text:
-        report.drop("empty text", f"line {line}: {audio}")
-        return None
+    if not audio:
+        return ""
+    audio = os.path.normpath(audio)
+    if audio.startswith(f"{folder}{os.sep}"):
+        return os.path.relpath(audio, folder)
+    return audio
+
+
+def _times(where: str, row: Row) -> tuple[float, float]:
     try:
         start = float(row["start"] or 0)
         end = float(row["end"] or -1)
     except ValueError:
         start, end = 1.0, 0.0
-    if not (start >= 0 and (end > start or end == -1)):
+    is_order = start >= 0 and (end > start or end == -1)
+    if not (is_order and math.isfinite(start) and math.isfinite(end)):
         raise DataDirError(
             f"{where}: start is {row['start']!r} and end is {row['end']!r}, expected"
             " seconds with 0 <= start < end."
         )
-    return str(folder / audio), text, task, start, end
+    return start, end
 
 
-def _split(path, line, name, clip, fractions, seed, known) -> str | None:
-    """The row's split; None if its clip has been given to another one."""
+def _named_split(where: str, name: str) -> str:
+    """train, valid or test; "" where the row leaves it to chance."""
     name = name.strip().lower()
     if name and name not in SPLIT_NAMES:
         raise DataDirError(
-            f"{path} line {line}: split is {name!r}, expected train, valid or test."
+            f"{where}: split is {name!r}, expected train, valid or test."
         )
-    split = SPLIT_NAMES[name] if name else drawn_split(clip, seed, fractions)
-    return split if known.setdefault(clip, split) == split else None
+    return SPLIT_NAMES.get(name, "")
+
+
+def _refuse_a_lacking_split(
+    path: Path, split_of: dict[str, str], fractions: tuple[float, float]
+) -> None:
+    """Say at once that nothing was drawn for a split, not after hours of work."""
+    wanted = {"valid": fractions[0], "test": fractions[1]}
+    found = set(split_of.values())
+    lacking = [name for name, part in wanted.items() if part and name not in found]
+    lacking += ["train"] if "train" not in found else []
+    if lacking:
+        raise DataDirError(
+            f"{path}: of {len(split_of)} clips none was drawn for {lacking[0]}"
+            f" ({fractions[0]:.0%} valid, {fractions[1]:.0%} test). Write a column"
+            " split with train, valid or test, or give a larger --valid-fraction"
+            " and --test-fraction (0: no such set)."
+        )

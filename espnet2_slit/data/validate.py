@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from espnet2_slit.data.choices import read_choices
 from espnet2_slit.data.clips import parse_segment
 from espnet2_slit.data.kaldi_dir import (
     EXAMPLES,
@@ -12,7 +13,6 @@ from espnet2_slit.data.kaldi_dir import (
     DataDirError,
     asks_questions,
     check_id,
-    choices_of,
     clip_of,
     every_line,
     listing,
@@ -221,13 +221,10 @@ def _check_meaning(directory: Path, ids: set[str], problems: _Problems) -> None:
             _check_same("references", found, ids, "the sample ids", problems)
         else:
             _check_same("references", found, clips, "the clip ids", problems)
-    if (directory / "choices").is_file():
-        extra = set(_check_lines(directory / "choices", problems)) - ids
-        if extra:
-            problems.add("choices", f"has ids that no sample has ({some_ids(extra)})")
-        for key, value in read_pairs(directory / "choices"):
-            if choices_of(value) is None:
-                problems.add("choices", f"{key!r} has {value!r}, expected a JSON list")
+    try:
+        read_choices(directory, ids)
+    except DataDirError as error:
+        problems.add("choices", str(error).removeprefix(f"{directory}/choices: "))
     labels = None
     for name in ("labels", "answers"):
         if (directory / name).is_file():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet2_slit.common import templates
+from espnet2_slit.common.files import read_lines
 from espnet2_slit.data import kaldi_dir, validate
 from espnet2_slit.data.kaldi_dir import DataDirError
 from espnet2_slit.data.manifest import clip_id, from_manifest, read_rows
@@ -179,6 +180,59 @@ BAD = {
         '{"audio": "a", "text": "b", "start": "x"}\n',
         "start is 'x'",
     ),
+    "number as text": ("m.jsonl", '{"audio": "a", "text": 5}\n', "text is 5, expected"),
+    "truth as text": ("m.jsonl", '{"audio": "a", "text": true}\n', "text is True"),
+    "NaN as text": ("m.jsonl", '{"audio": "a", "text": NaN}\n', "text is nan"),
+    "list as audio": ("m.jsonl", '{"audio": ["a"], "text": "b"}\n', "audio is ['a']"),
+    "number as audio": ("m.jsonl", '{"audio": 7, "text": "b"}\n', "audio is 7"),
+    "object as text": ("m.jsonl", '{"audio": "a", "text": {}}\n', "text is {}"),
+    "list in a list": ("m.jsonl", '{"audio": "a", "text": [["b"]]}\n', "text is ['b']"),
+    "number among captions": (
+        "m.jsonl",
+        '{"audio": "a", "text": ["b", 2]}\n',
+        "text is 2, expected a text",
+    ),
+    "NaN as time": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "start": NaN}\n',
+        "start is 'nan'",
+    ),
+    "endless": (
+        "m.csv",
+        "audio,text,start,end\na.wav,b,0,inf\n",
+        "line 2: start is '0' and end is 'inf'",
+    ),
+    "two columns of one name": (
+        "m.csv",
+        "audio,text,Text\na.wav,b,c\n",
+        "line 1: has 'text' twice",
+    ),
+    "two keys of one name": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "text": "c"}\n',
+        "line 1: has 'text' twice",
+    ),
+    "UTF-16 without a mark": ("m.csv", CSV.encode("utf-16-le"), "zero bytes"),
+    "one choice": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "instruction": "?", "choices": ["b"]}\n',
+        "choices is ['b'], expected a list of two",
+    ),
+    "choices without a question": (
+        "m.jsonl",
+        '{"audio": "a", "text": "b", "choices": ["b", "c"]}\n',
+        "expected a question",
+    ),
+    "answer that is no choice": (
+        "m.csv",
+        "audio,text,instruction,choices\na.wav,d,what?,b|c\n",
+        "one of them as text, found 'd'",
+    ),
+    "too few to draw from": (
+        "m.jsonl",
+        "".join(f'{{"audio": "{n}", "text": "b"}}\n' for n in range(3)),
+        "of 3 clips none was drawn for test",
+    ),
     "suffix": ("m.txt", "a b\n", "expected .csv, .tsv or .jsonl"),
 }
 
@@ -224,3 +278,129 @@ def test_any_file_name_gives_an_id_safe_for_shells_and_files(name):
     assert key and not key.startswith("-") and len(key) < 90
     assert all(c.isascii() and (c.isalnum() or c in "._-") for c in key)
     assert clip_id(name + "x", 0.0, -1.0) != key != clip_id(name, 0.0, 1.0)
+
+
+def texts(folder, name="train_caption"):
+    return sorted(read(folder, name, "text").values())
+
+
+def from_table(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return from_manifest(path, folder / "data", templates.instruction)
+
+
+def test_one_spelling_of_a_path_is_one_clip(tmp_path):
+    spellings = ["a.wav", "./a.wav", " a.wav", "b/../a.wav", f"{tmp_path}/a.wav"]
+    make(tmp_path, [caption(s, f"caption {n}") for n, s in enumerate(spellings)])
+    clips = set(read(tmp_path, "train_caption", "utt2audio").values())
+    assert clips == {clip_id("a.wav", 0.0, -1.0)}
+    assert set(read(tmp_path, "train_caption", "wav.scp").values()) == {
+        f"{tmp_path}/a.wav"
+    }
+
+
+def test_times_keep_their_digits(tmp_path):
+    rows = [
+        caption("a.wav", "x", start=12345.60, end=12345.64),
+        caption("a.wav", "y", start="1.23457e+06", end="1234571.25"),
+    ]
+    make(tmp_path, rows)
+    segments = read(tmp_path, "train_caption", "segments").values()
+    assert {s.split(" ", 1)[1] for s in segments} == {
+        "1234570 1234571.25",
+        "12345.6 12345.64",
+    }
+
+
+def test_a_list_of_captions_is_as_many_samples(tmp_path):
+    report = make(tmp_path, [caption("a.wav", ["one", "two", "three"])])
+    assert report.kept == 3 and texts(tmp_path) == ["one", "three", "two"]
+    assert len(set(read(tmp_path, "train_caption", "utt2audio").values())) == 1
+    make(tmp_path, [caption("a.wav", ["one", "two"], "test")])
+    assert len(read(tmp_path, "test_caption", "text")) == 1
+    references = (tmp_path / "data" / "test_caption" / "references").read_text()
+    assert references.count("\n") == 2
+
+
+def test_an_empty_list_of_captions_is_a_row_without_text(tmp_path):
+    report = make(tmp_path, [caption("a.wav", "x"), caption("b.wav", ["", None])])
+    assert report.dropped == {"empty text": 2}
+    report = make(tmp_path, [caption("a.wav", "x"), caption("b.wav", [])])
+    assert report.dropped == {"empty text": 1}
+
+
+def test_joiners_stay_and_marks_of_direction_go(tmp_path):
+    persian, emoji = (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0646\u062f",
+        "\U0001f469\u200d\U0001f680",
+    )
+    rows = [caption("a.wav", f"{persian} \u200e{emoji}\u00ad!\ufeff  x\u2028y")]
+    make(tmp_path, rows)
+    assert texts(tmp_path) == [f"{persian} {emoji}! x y"]
+
+
+def test_quotes_in_a_tsv_are_signs_or_a_spreadsheets(tmp_path):
+    lines = [
+        "audio\ttext\tsplit",
+        'a.wav\tHe says "stop\ttrain',
+        'b.wav\t"Stop" he says\ttrain',
+        'c.wav\t"He says ""stop"""\ttrain',
+        'd.wav\t5" speaker, hums\ttrain',
+    ]
+    from_table(tmp_path, "m.tsv", "\n".join(lines).encode())
+    assert texts(tmp_path) == [
+        '"Stop" he says',
+        '5" speaker, hums',
+        'He says "stop',
+        'He says "stop"',
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
+def test_a_byte_order_mark_says_how_to_read(tmp_path, caplog, encoding, name):
+    content = "audio,text,split\na.wav,h\u00f6rt,train\n"
+    if name == "m.jsonl":
+        content = '{"audio": "a.wav", "text": "h\u00f6rt", "split": "train"}\n'
+    from_table(tmp_path, name, content.encode(encoding))
+    assert texts(tmp_path) == ["h\u00f6rt"]
+    assert ("read as UTF-16" in caplog.text) == (encoding == "utf-16")
+
+
+def test_a_byte_order_mark_in_lists_is_no_part_of_the_first_entry(tmp_path):
+    path = tmp_path / "labels"
+    path.write_bytes(b"\xef\xbb\xbfdog\ncat\n")
+    assert read_lines(path) == ["dog", "cat"]
+    path.write_bytes(b"\xef\xbb\xbfa one\nb two\n")
+    assert kaldi_dir.read_map(path) == {"a": "one", "b": "two"}
+
+
+@pytest.mark.parametrize("form", ["list", "bars", "JSON in a cell"])
+def test_choices_stand_beside_the_questions_of_the_test_set(tmp_path, form):
+    asked = {"instruction": "What is it?", "choices": ["dog", "cat"]}
+    rows = [caption(f"{s}.wav", "cat", s, **asked) for s in ("train", "valid", "test")]
+    rows.append(caption("test.wav", "yes", "test", instruction="Is it loud?"))
+    if form == "list":
+        make(tmp_path, rows)
+    else:
+        cell = "dog|cat" if form == "bars" else '"[""dog"", ""cat""]"'
+        lines = ["audio,text,instruction,split,choices"]
+        for r in rows:
+            choices = cell if "choices" in r else ""
+            lines.append(
+                f"{r['audio']},{r['text']},{r['instruction']},{r['split']},{choices}"
+            )
+        from_table(tmp_path, "m.csv", "\n".join(lines).encode())
+    for folder in (tmp_path / "data").iterdir():
+        validate.validate(folder)
+    questions, choices = (
+        read(tmp_path, "test_qa", name) for name in ("instruction", "choices")
+    )
+    assert len(questions) == 2 and list(choices.values()) == ['["dog", "cat"]']
+    (key,) = choices
+    assert questions[key] == "What is it?"
+    # In training the model sees them as decoding will show them.
+    (asked_in_training,) = read(tmp_path, "train_instruction", "instruction").values()
+    assert "(A) dog." in asked_in_training and "(B) cat." in asked_in_training
+    assert not (tmp_path / "data" / "train_instruction" / "choices").exists()

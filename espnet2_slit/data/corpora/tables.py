@@ -8,23 +8,15 @@ import json
 import logging
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from espnet2_slit.data.kaldi_dir import DataDirError
+from espnet2_slit.data.kaldi_dir import DataDirError, one_line
 
+clean = one_line
 CorpusError = DataDirError  # one kind of error for data, wherever it comes from
-
-
-def clean(text: str) -> str:
-    """One line: control characters gone, runs of blanks are one, ends trimmed."""
-    if text.isascii() and text.isprintable() and "  " not in text:
-        return text.strip()  # almost every row, and ten times faster
-    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
-    return " ".join(text.replace("\ufeff", "").split())
 
 
 def spell(label: str) -> str:

@@ -1,5 +1,7 @@
 """Each reader on a small tree in its corpus' exact layout."""
 
+import shutil
+
 import pytest
 import trees
 
@@ -54,6 +56,31 @@ def test_audiocaps_training_finds_five_ways_to_name_a_file(tree, build, column):
     }
     sources = column(folder, "utt2source")
     assert sources["audiocaps_-0123456789_60-00"] == "youtube:-0123456789"
+
+
+def test_audiocaps_captions_broken_over_lines_are_joined_and_counted(
+    tree, build, column, tmp_path
+):
+    root = shutil.copytree(tree("audiocaps"), tmp_path / "audiocaps")
+    (root / "dataset").rename(root / "dataset2.0")
+    rows = [
+        "audiocap_id,youtube_id,start_time,caption",
+        "1,-0123456789,30,A man speaks,",
+        "",
+        'and a "dog" barks, twice',
+        '2,abcdefghij0,0,"Music plays, and',
+        'nobody ""sings"""',
+        "3,abcdefghij1,100,Rain, then thunder",
+    ]
+    (root / "dataset2.0" / "train.csv").write_text("\n".join(rows) + "\n")
+    folder, report = build(AudioCaps(root, "2.0"), "train")
+    assert column(folder, "text") == {
+        "audiocaps_-0123456789_30-00": 'A man speaks, and a "dog" barks, twice',
+        "audiocaps_abcdefghij0_0-00": 'Music plays, and nobody "sings"',
+        "audiocaps_abcdefghij1_100-00": "Rain, then thunder",
+    }
+    assert report.rows == 3
+    assert report.left_out == {"captions over several lines (joined)": 2}
 
 
 def test_audiocaps_test_has_one_line_a_clip_and_five_references(tree, build, column):
