@@ -22,6 +22,7 @@ from espnet2_slit.data.corpora import (
     CorpusError,
     Limits,
     build_sets,
+    compose,
     fetch,
     instruction,
     recipe,
@@ -82,6 +83,7 @@ def get_parser():
     add_recipe_sets(commands)
     add_instruction(commands)
     add_label_captions(commands)
+    add_compose(commands)
     return parser
 
 
@@ -284,6 +286,36 @@ def add_label_captions(commands):
     one.set_defaults(run=make_label_captions)
 
 
+def add_compose(commands):
+    """The command that composes scenes of labelled recordings."""
+    text = "scenes of one to three labelled recordings, with captions and questions"
+    one = commands.add_parser("compose", help=text, description=f"{text}.")
+    one.add_argument(
+        "--from",
+        dest="sources",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="SET",
+        help="data directories with a label a clip in `text`; a set is composed of its"
+        " own recordings alone, a scene of those of one fold",
+    )
+    one.add_argument("--out", type=Path, required=True, help="parent of the sets")
+    for split, count in (("train", 2000), ("valid", 200), ("test", 300)):
+        one.add_argument(
+            f"--{split}", type=int, default=count, help=f"scenes ({count})"
+        )
+    one.add_argument("--wordings", type=int, default=5, help="captions a scene (5)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument(
+        "--tables",
+        type=Path,
+        metavar="DIR",
+        help="of an earlier run: make the sound of its plans, instead of new ones",
+    )
+    one.set_defaults(run=make_scenes)
+
+
 def add_corpus_options(one, reader):
     """Options all corpora share, then those of this reader."""
     one.add_argument("--root", type=Path, required=True, help="the corpus")
@@ -482,6 +514,15 @@ def make_label_captions(args):
     """Makes captions of labels."""
     count = instruction.caption_labels(args.source, args.out)
     print(f"{args.out}: {count:,} samples")
+
+
+def make_scenes(args):
+    """Composes scenes and prints what of."""
+    counts = {split: getattr(args, split) for split in ("train", "valid", "test")}
+    for report in compose.compose(
+        args.sources, args.out, counts, args.seed, args.wordings, args.tables
+    ):
+        print("\n".join(report.lines()))
 
 
 def main(cmd=None):
