@@ -1,16 +1,10 @@
 """Miniature corpora, made once a session."""
 
-import sys
-from pathlib import Path
-
 import pytest
+import trees
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import trees  # noqa: E402
-
-from espnet2_slit.data import kaldi_dir, validate  # noqa: E402
-from espnet2_slit.data.corpora import Limits, build_sets  # noqa: E402
+from espnet2_slit.data import kaldi_dir, validate
+from espnet2_slit.data.corpora import Limits, build_sets
 
 
 @pytest.fixture(scope="session")
