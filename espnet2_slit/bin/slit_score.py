@@ -74,7 +74,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="Another system's predictions: `id text` lines (caption, "
         "question_answering, classification) or an .npz (retrieval: audio_ids, "
         "text_audio_ids and similarity, or audio and text embeddings; "
-        "classification: ids, labels and scores, or audio and text embeddings). "
+        "classification: ids, labels and scores, or audio and text embeddings) or JSON "
+        'lines (moments: {"qid": id, "pred_relevant_windows": [[start, end, score], '
+        "...]}). "
         "Repeatable",
     )
     what.add_argument(

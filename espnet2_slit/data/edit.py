@@ -14,6 +14,7 @@ from espnet2_slit.data.kaldi_dir import (
     DEFAULTS,
     EXAMPLES,
     PLAIN_FILES,
+    SAMPLE_LISTS,
     SEPARATOR,
     SOME_SAMPLES_FILES,
     TASKS,
@@ -183,14 +184,13 @@ def copy_samples(
                 for key, clip in clips.items():
                     out.add(f"{key} {clip}")
     wanted = set(clips.values()) or ids
-    if asks_questions(source):
-        wanted, renamed = ids, {}
-    for name in CLIP_FILES:
+    for name in (*SAMPLE_LISTS, *CLIP_FILES):
+        by_sample = name in SAMPLE_LISTS or asks_questions(source)
         if (source / name).is_file():
             with SortedWriter(folder / name, unique=True) as out:
                 for key, value in read_pairs(source / name):
-                    clip = renamed.get(key, key)
-                    if clip in wanted and value:
+                    clip = key if by_sample else renamed.get(key, key)
+                    if clip in (ids if by_sample else wanted) and value:
                         out.add(f"{clip} {value}")
     for name in PLAIN_FILES:
         if (source / name).is_file():
@@ -297,7 +297,7 @@ def _pairs_or_default(
 
 def _join_lists(folder: Path, sources: Sequence[Path]) -> None:
     """References, choices, candidate labels and answers."""
-    for name in (*CLIP_FILES, *SOME_SAMPLES_FILES):
+    for name in (*CLIP_FILES, *SOME_SAMPLES_FILES, *SAMPLE_LISTS):
         holders = [source for source in sources if (source / name).is_file()]
         if holders and (len(holders) == len(sources) or name != "references"):
             with SortedWriter(folder / name, unique=True) as out:

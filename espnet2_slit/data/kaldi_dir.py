@@ -39,9 +39,11 @@ SAMPLE_FILES = (
 # Not keyed by anything.
 PLAIN_FILES = ("labels", "answers", "set.json")
 # Keyed by sample, for those that have one.
-SOME_SAMPLES_FILES = ("choices",)
+SOME_SAMPLES_FILES = ("choices", "utt2kind")
+# Keyed by sample, several lines each.
+SAMPLE_LISTS = ("moments",)
 # Keyed by clip: its captions to score against, and what its publisher calls it.
-CLIP_FILES = ("references", "clip2name")
+CLIP_FILES = ("references", "relevant", "clip2name")
 # Where other recipes keep what `text` answers, or what it judges.
 QUESTION_FILES = ("question.txt", "hypothesis.txt", "question")
 # Follow from the others, or say how the directory was made.
@@ -194,7 +196,8 @@ def question_file(directory: Path) -> str | None:
 
 def is_data_file(name: str) -> bool:
     """Whether a file of this name belongs to a data directory."""
-    known = (*SAMPLE_FILES, *SOME_SAMPLES_FILES, *CLIP_FILES, *PLAIN_FILES)
+    lists = (*SAMPLE_LISTS, *CLIP_FILES, *PLAIN_FILES)
+    known = (*SAMPLE_FILES, *SOME_SAMPLES_FILES, *lists)
     return (
         name in (*known, *MADE_FILES) or re.fullmatch(r"text_spk\d+", name) is not None
     )

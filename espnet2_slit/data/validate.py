@@ -240,6 +240,7 @@ def _check_meaning(directory: Path, ids: set[str], problems: _Problems) -> None:
         "caption": "references",
         "retrieval": "references",
         "question_answering": "instruction",
+        "moments": "moments",
         "classification": "labels",
     }
     for task in tasks:

@@ -186,7 +186,8 @@ def decode_key(slit: Engine, data: EvaluationSet, options: DecodeOptions) -> str
         facts.append(data.control)
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name in ("wav.scp", "segments", "utt2audio", "instruction", "references",
-                 "text", "labels", "answers", "choices", "feats.json"):  # fmt: skip
+                 "text", "labels", "answers", "choices", "moments",
+                 "feats.json"):  # fmt: skip
         path = data.dir / name
         if path.is_file():
             digest.update(f"{name} {sha256(path)}\n".encode())

@@ -100,12 +100,12 @@ def _add(
 
 
 def _examples(
-    questions: Questions, answers: dict[str, str], choices_of: dict[str, list[str]]
+    questions: Questions, answers: dict[str, str], options_of: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
     normalise = question_answering.normalise
     found = []
     for i in (questions.ids[k] for k in spread(len(questions.ids), 2 * EXAMPLES)):
-        said, options = answers[i], choices_of.get(i, [])
+        said, options = answers[i], options_of.get(i, [])
         named = multiple_choice.parse_choice(said, options).option if options else None
         meant = said if named is None else options[named]
         question = " ".join([questions.question.get(i, ""), *lettered(options)])

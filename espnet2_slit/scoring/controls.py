@@ -22,7 +22,7 @@ from espnet2_slit.scoring.metrics.score_table import (
 PREFIX = "control_"  # of the folder beside the decoded sets
 METRICS = (
     *("cider_d", "rouge_l", "recall_at_1", "recall_at_10", "exact_match", "accuracy"),
-    *("map_per_clip",),
+    *("map_per_clip", "recall_at_1_iou_0.5", "map_iou_mean"),
 )
 
 

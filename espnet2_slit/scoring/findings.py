@@ -9,6 +9,7 @@ DECISIVE = (
     "cider_d",
     "rouge_l",
     "recall_at_1",
+    "recall_at_1_iou_0.5",
     "exact_match",
     "accuracy",
     "map_macro",

@@ -38,6 +38,7 @@ BAR_METRICS = {
     "caption": ("bleu_4", "rouge_l", "meteor", "cider_d", "spice", "spider", "fense"),
     "retrieval": ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_10"),
     "question_answering": ("exact_match", "accuracy"),
+    "moments": ("recall_at_1_iou_0.5", "recall_at_1_iou_0.7", "map_iou_mean"),
     "classification": (
         "accuracy",
         "accuracy_mean_of_folds",

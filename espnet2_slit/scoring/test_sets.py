@@ -14,7 +14,7 @@ from typing import Any
 
 from espnet2_slit.common.files import sha256
 from espnet2_slit.data.kaldi_dir import read_set
-from espnet2_slit.scoring import answers, captions, labels, retrieval
+from espnet2_slit.scoring import answers, captions, labels, moments, retrieval
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions
 from espnet2_slit.scoring.metrics.score_table import ScoreTable
 from espnet2_slit.scoring.read import (
@@ -28,6 +28,7 @@ SCORERS: dict[str, Callable[[TaskOfSet], None]] = {
     "retrieval": retrieval.score,
     "question_answering": answers.score,
     "classification": labels.score,
+    "moments": moments.score,
 }
 # decode.json: option -> the one task that it concerns.
 DECODING_OWNERS = {
@@ -96,9 +97,10 @@ def score_predictions(
     Args:
         table: to add to; its `system` names the system.
         data_dir: the set's data directory.
-        task: caption, retrieval, question_answering or classification.
-        path: `id hypothesis` lines (caption, question_answering, classification) or an
-            .npz (retrieval, classification); `slit_score --help` names its arrays.
+        task: a key of `SCORERS`.
+        path: `id hypothesis` lines (caption, question_answering, classification), an
+            .npz (retrieval, classification; `slit_score --help` names its arrays), or
+            JSON lines (moments).
         options: of the caption metrics.
 
     Raises:

@@ -393,3 +393,19 @@ def test_a_broken_off_category_list_leaves_the_old_one(tmp_path, monkeypatch):
     assert (tmp_path / "category2utt").read_text() == before
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["category2utt", "utt2category"]
+
+
+def test_a_subset_keeps_every_moment_choice_and_right_clip_of_its_samples(tmp_path):
+    folder = make(
+        tmp_path / "d",
+        moments="a 0 1\na 5 6\nb 2 3\n",
+        choices='a ["x", "y"]\nb ["x", "z"]\n',
+        utt2kind="a count\nc order\n",
+        relevant="a text of 1\nc text of 0\n",
+    )
+    edit.subset(folder, tmp_path / "s", ids=["a", "c"])
+    text = {p.name: p.read_text() for p in (tmp_path / "s").iterdir()}
+    assert text["moments"] == "a 0 1\na 5 6\n"
+    assert text["choices"] == 'a ["x", "y"]\n'
+    assert text["utt2kind"] == "a count\nc order\n"
+    assert text["relevant"] == "a text of 1\nc text of 0\n"

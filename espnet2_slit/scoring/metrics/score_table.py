@@ -25,7 +25,10 @@ from espnet2_slit.scoring.metrics.bootstrap import (
 )
 
 SCHEMA = 1
-TASKS = ("caption", "retrieval", "question_answering", "classification")
+TASKS = (
+    *("caption", "retrieval", "question_answering", "classification"),
+    "moments",
+)
 # Shown as a percentage; every other metric as it is.
 PERCENT = (
     *("recall_at_", "dcase_recall_at_", "map_", "accuracy", "top_5", "exact_match"),
@@ -39,6 +42,7 @@ TASK_TITLES = {
     "retrieval": "Retrieval",
     "question_answering": "Question answering",
     "classification": "Classification",
+    "moments": "Moments",
 }
 # In scores.json, but not as columns of RESULTS.md.
 NOT_TABLED = ("dcase_recall_at_1", "dcase_recall_at_5", "classes_without_clips")
@@ -363,6 +367,11 @@ def title(metric: str) -> str:
         "fluency_error_rate": "Fluency errors",
         "vocabulary_size": "Words",
         "median_rank": "Median rank",
+        "recall_at_1_iou_0.5": "R@1, IoU 0.5",
+        "recall_at_1_iou_0.7": "R@1, IoU 0.7",
+        "map_iou_0.5": "mAP, IoU 0.5",
+        "map_iou_0.75": "mAP, IoU 0.75",
+        "map_iou_mean": "mAP, IoU 0.5 to 0.95",
         "map_macro": "mAP (classes)",
         "map_per_clip": "mAP (clips)",
         "top_5_accuracy": "Top-5",
@@ -375,7 +384,7 @@ def title(metric: str) -> str:
     }
     text = fixed.get(metric, metric)
     for prefix, short in names.items():
-        if metric.startswith(prefix):
+        if metric.startswith(prefix) and metric not in fixed:
             text = short + metric[len(prefix) :]
     return text + (" %" if is_percent(metric) else "")
 
