@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.system import link
 from espnet2_slit.task import SLITTask
 
 RATE = 16000
@@ -73,5 +73,5 @@ def system(folder, parts, **options):
     other = experiment(
         folder / "tiny_instruction", parts, "instruction", parts.llama, **options
     )
-    packing.link(other, [one, other])
+    link(other, [one, other])
     return other

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from espnet2.utils.types import str2bool
 
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.pack import pack, publish
+from espnet2_slit.inference.system import link
 
 
 def get_parser():
@@ -56,9 +57,9 @@ def results_of(folder):
     return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
 
 
-def pack(args, outpath):
+def pack_as_asked(args, outpath):
     """Pack as the command line says."""
-    packing.pack(
+    pack(
         args.exp,
         outpath,
         include_frozen=args.include_frozen,
@@ -85,16 +86,16 @@ def main(cmd=None):
     try:
         if args.link:
             experiments = [e for e in (args.representation, args.generator) if e]
-            path = packing.link(args.link, experiments, args.model_file)
+            path = link(args.link, experiments, args.model_file)
             logging.info("wrote %s", path)
         if args.outpath:
-            pack(args, args.outpath)
+            pack_as_asked(args, args.outpath)
         if args.upload:
             archive = args.outpath or str(Path(args.exp) / ".upload.zip")
             try:
                 if not args.outpath:
-                    pack(args, archive)
-                place = packing.publish(archive, args.upload, args.private)
+                    pack_as_asked(args, archive)
+                place = publish(archive, args.upload, args.private)
             finally:
                 if not args.outpath:
                     Path(archive).unlink(missing_ok=True)

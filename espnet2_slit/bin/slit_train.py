@@ -23,7 +23,7 @@ def main(cmd=None):
     SLITTask.main(cmd=cmd)
     args = get_parser().parse_args(cmd)
     if args.model != "representation" and not (args.collect_stats or args.dry_run):
-        from espnet2_slit.inference.packing import link_training
+        from espnet2_slit.inference.system import link_training
 
         link_training(args.output_dir, args.model_file)
 

@@ -26,10 +26,10 @@ from espnet2_slit.common import templates
 from espnet2_slit.common.identity import comes_from_hub, identity_differences
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.feature_cache import length_batches
-from espnet2_slit.inference import packing
 from espnet2_slit.inference.clips import AudioClips, Clips, FrameCache, pad
 from espnet2_slit.inference.defaults import TaskDefaults, read_defaults, wording
 from espnet2_slit.inference.requests import InferenceError, Options, generation_options
+from espnet2_slit.inference.system import read_config, resolve
 from espnet2_slit.model.language_model import GenerationOptions
 
 # Padded seconds in one batch: 16 clips of 10 s; a longer clip is a batch of its own.
@@ -121,7 +121,7 @@ def load_component(
     """
     from espnet2_slit.task import SLITTask
 
-    config = packing.read_config(config_file)
+    config = read_config(config_file)
     overrides: dict[str, Any] = {}
     for name in ("qformer_tokenizer", "language_model"):
         if config.get(name):
@@ -170,7 +170,7 @@ def place_of(
     Raises:
         InferenceError: nothing is there.
     """
-    found = packing.resolve(str(moved or value), config_file)
+    found = resolve(str(moved or value), config_file)
     from_hub = comes_from_hub(found, None if moved else identity)
     if not Path(found).exists() and not from_hub:
         raise InferenceError(

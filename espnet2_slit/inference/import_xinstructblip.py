@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from espnet2_slit.common.files import atomic, sha256, write_json, write_text
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.system import link
 from espnet2_slit.model.qformer_weights import (
     load_pretrained_qformer,
     our_names,
@@ -340,7 +340,7 @@ def _write(
         finetuning = yaml.safe_dump(_finetuning(config, stage), sort_keys=False)
         write_text(out / f"finetune_{stage}.yaml", finetuning)
     write_json(out / "import.json", asdict(report))
-    packing.link(out, [out], MODEL_FILE)
+    link(out, [out], MODEL_FILE)
 
 
 def _finetuning(config: dict[str, Any], stage: str) -> dict[str, Any]:

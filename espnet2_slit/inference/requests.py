@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.system import read_config
 from espnet2_slit.model.language_model import GenerationOptions
 
 ROUTES = ("similarity", "matching", "language_model")
@@ -146,7 +146,7 @@ def read_decode_config(
     """
     if not path:
         return {}
-    content = packing.read_config(path)
+    content = read_config(path)
     unknown = sorted(set(content) - set(known))
     if unknown:
         raise InferenceError(

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from espnet2_slit.data.audio import MIN_DURATION_S
-from espnet2_slit.inference import packing
 from espnet2_slit.inference.classification import (
     label_likelihoods,
     label_matches,
@@ -46,6 +45,7 @@ from espnet2_slit.inference.retrieval import (
     read_queries,
     retrieve,
 )
+from espnet2_slit.inference.system import open_system
 from espnet2_slit.inference.windows import MOMENT_WINDOWS_S, find_moments
 
 __all__ = ["SLIT", "Classification", "Hit", "InferenceError", "WindowCaption"]
@@ -176,9 +176,9 @@ class SLIT(Engine):
             SLIT.
 
         Raises:
-            packing.PackingError: nothing usable at `source`.
+            PackingError: nothing usable at `source`.
         """
-        system = packing.open_system(source, cache_dir, revision)
+        system = open_system(source, cache_dir, revision)
         files = {}
         for part, (config_file, model_file) in system.parts.items():
             files[f"{part}_train_config"] = config_file

@@ -5,40 +5,22 @@ Owns the summary of `slit info`: parts, training, frozen parts, licence notes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.common.identity import comes_from_hub
 from espnet2_slit.common.weights import read_weights
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.system import SYSTEM_FILE, open_system, read_config, resolve
 
-# Licence of well-known frozen parts, by a word of their name, as their makers state it.
-LICENCES = (
-    ("openbeats", "CC-BY-4.0"),
-    ("beats", "MIT (microsoft/unilm)"),
-    ("flan-t5", "Apache-2.0"),
-    ("qwen2.5-3b", "Qwen Research: non-commercial"),
-    ("qwen2.5-72b", "Qwen"),
-    ("qwen2.5", "Apache-2.0"),
-    ("vicuna-7b-v1.5", "Llama 2 Community"),
-    ("vicuna-13b-v1.5", "Llama 2 Community"),
-    ("llama-2", "Llama 2 Community"),
-    ("opt-", "OPT: non-commercial research"),
-    ("bert-base", "Apache-2.0"),
-    ("whisper", "Apache-2.0 (MIT in openai/whisper)"),
-)
 TRAINING = ("optim", "max_epoch", "num_iters_per_epoch", "batch_size", "accum_grad",
             "scheduler", "seed", "use_amp")  # fmt: skip
 SIZES = ("width", "layers", "heads", "feed_forward", "num_queries")
 
 
 def licence_note(name: str) -> str:
-    """What is known of a frozen part's licence, by its name."""
-    base = os.path.basename(str(name)).lower()
-    for word, licence in LICENCES:
-        if word in base:
-            return f"{licence}, as stated by its makers; read it before use"
+    """Where the licence of a frozen part is said: by its makers, not here."""
+    if comes_from_hub(str(name)):
+        return f"see https://huggingface.co/{name}"
     return "not known here; ask its makers"
 
 
@@ -58,10 +40,10 @@ def describe_source(source, cache_dir=None, revision=None) -> dict:
         PackingError: nothing usable at `source`.
         WeightsError: weights that cannot be read.
     """
-    system = packing.open_system(source, cache_dir, revision)
+    system = open_system(source, cache_dir, revision)
     parts, frozen = {}, {}
     for name, (config_file, model_file) in system.parts.items():
-        config = packing.read_config(config_file)
+        config = read_config(config_file)
         parts[name] = _part(config, model_file)
         for part, facts in _frozen(config, config_file).items():
             frozen.setdefault(part, facts)
@@ -84,7 +66,7 @@ def describe_source(source, cache_dir=None, revision=None) -> dict:
 def _licence(root: Path) -> str:
     import json
 
-    file = root / packing.SYSTEM_FILE
+    file = root / SYSTEM_FILE
     stated = ""
     if file.is_file():
         stated = json.loads(file.read_text(encoding="utf-8")).get("licence", "")
@@ -135,7 +117,7 @@ def _frozen(config: dict, config_file: Path) -> dict:
         value = value or identity.get("path")
         if not value:
             continue
-        place = packing.resolve(str(value), config_file)
+        place = resolve(str(value), config_file)
         here = Path(place).exists()
         if not here and comes_from_hub(str(value), identity):
             where = "downloaded from Hugging Face when needed"

@@ -16,8 +16,15 @@ import tiny_system
 import yaml
 
 from espnet2_slit.bin import slit_pack
-from espnet2_slit.inference import packing
+from espnet2_slit.inference.pack import pack, publish
 from espnet2_slit.inference.slit import SLIT, InferenceError
+from espnet2_slit.inference.system import (
+    PackingError,
+    link,
+    link_training,
+    open_system,
+    read_system,
+)
 from espnet2_slit.inference.system_info import describe_source
 
 SHORT = {"max_new_tokens": 6, "num_beams": 2}
@@ -127,7 +134,7 @@ def test_experiment_is_opened_from_any_folder(
 def test_archive_without_frozen_parts_asks_for_them(
     folder, clip, expected, tmp_path, monkeypatch
 ):
-    archive = packing.pack(folder, tmp_path / "small.zip")
+    archive = pack(folder, tmp_path / "small.zip")
     monkeypatch.chdir(tmp_path)
     assert not any(name.startswith("frozen") for name in names_of(archive))
     options = {"cache_dir": tmp_path / "cache"}
@@ -143,7 +150,7 @@ def test_archive_without_frozen_parts_asks_for_them(
 
 
 def test_archive_says_nothing_of_the_machine(folder, whole, tmp_path):
-    small = packing.pack(folder, tmp_path / "small.zip")
+    small = pack(folder, tmp_path / "small.zip")
     for archive in (whole, small):
         for name in names_of(archive):
             if name.endswith((".yaml", ".json", ".md")):
@@ -178,7 +185,7 @@ def test_archive_says_what_was_trained_on(folder, tmp_path):
     config["initialized_from"] = [str(recipe / "tiny_generative" / "best.pth")]
     config_file.write_text(yaml.safe_dump(config))
 
-    archive = packing.pack(recipe / "tiny_instruction", tmp_path / "slit.zip")
+    archive = pack(recipe / "tiny_instruction", tmp_path / "slit.zip")
     part = describe_source(archive)["parts"]["generator"]
     assert part["trained_on"] == ["train_qa"]
     assert part["validated_on"] == ["valid_qa"]
@@ -238,7 +245,7 @@ def test_hub_name_is_uploaded_and_opened(whole, clip, expected, tmp_path, monkey
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert packing.publish(whole, "me/model", private=True).endswith("/me/model")
+    assert publish(whole, "me/model", private=True).endswith("/me/model")
     assert results(SLIT.from_pretrained("me/model"), clip) == expected
 
 
@@ -285,8 +292,8 @@ def test_malicious_archive_is_refused_and_leaves_nothing(tmp_path, make, message
     archive.parent.mkdir()
     make(archive)
     cache = tmp_path / "out" / "cache"
-    with pytest.raises(packing.PackingError, match=message):
-        packing.open_system(archive, cache)
+    with pytest.raises(PackingError, match=message):
+        open_system(archive, cache)
     assert not list(cache.iterdir())
     assert list((tmp_path / "out").iterdir()) == [cache]
     assert not (tmp_path / "evil").exists() and not os.path.exists("/tmp/evil")
@@ -295,30 +302,30 @@ def test_malicious_archive_is_refused_and_leaves_nothing(tmp_path, make, message
 def test_truncated_archive_is_refused(whole, tmp_path):
     content = whole.read_bytes()
     (tmp_path / "cut.zip").write_bytes(content[: len(content) // 2])
-    with pytest.raises(packing.PackingError, match="truncated"):
-        packing.open_system(tmp_path / "cut.zip", tmp_path / "cache")
+    with pytest.raises(PackingError, match="truncated"):
+        open_system(tmp_path / "cut.zip", tmp_path / "cache")
 
 
 def test_things_that_are_no_system(folder, tmp_path):
-    with pytest.raises(packing.PackingError, match="no such folder or archive"):
-        packing.open_system(tmp_path / "none")
-    with pytest.raises(packing.PackingError, match="neither slit.json nor config.yaml"):
-        packing.open_system(tmp_path)
+    with pytest.raises(PackingError, match="no such folder or archive"):
+        open_system(tmp_path / "none")
+    with pytest.raises(PackingError, match="neither slit.json nor config.yaml"):
+        open_system(tmp_path)
     (tmp_path / "slit.json").write_text('{"schema": 9}')
-    with pytest.raises(packing.PackingError, match="expected schema 1, found 9"):
-        packing.open_system(tmp_path)
+    with pytest.raises(PackingError, match="expected schema 1, found 9"):
+        open_system(tmp_path)
     (tmp_path / "slit.json").write_text(
         '{"schema": 1, "generator": {"train_config": "a", "model_file": "b"}}'
     )
-    with pytest.raises(packing.PackingError, match="names .*a as its generator part"):
-        packing.open_system(tmp_path)
+    with pytest.raises(PackingError, match="names .*a as its generator part"):
+        open_system(tmp_path)
     one = folder.parent / "tiny_representation"
-    with pytest.raises(packing.PackingError, match="already has a representation"):
-        packing.link(tmp_path, [one, one])
+    with pytest.raises(PackingError, match="already has a representation"):
+        link(tmp_path, [one, one])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("model: instruction\n")
-    with pytest.raises(packing.PackingError, match="no weights"):
-        packing.link(tmp_path, [tmp_path / "empty"])
+    with pytest.raises(PackingError, match="no weights"):
+        link(tmp_path, [tmp_path / "empty"])
 
 
 def experiment(path, model, started=(), **identity):
@@ -336,9 +343,9 @@ def test_a_trained_generator_names_the_representation_it_goes_back_to(tmp_path):
     second = experiment(tmp_path / "b", "generative", [first])
     third = experiment(tmp_path / "c", "instruction", [second])
     for folder in (second, third):
-        path = packing.link_training(folder)
+        path = link_training(folder)
         assert path == folder / "slit.json"
-        parts = packing.read_system(folder).parts
+        parts = read_system(folder).parts
         assert parts["generator"][0].resolve() == folder / "config.yaml"
         assert parts["representation"][0].resolve() == first / "config.yaml"
     other = experiment(tmp_path / "d", "representation", fingerprint="of another")
@@ -346,8 +353,8 @@ def test_a_trained_generator_names_the_representation_it_goes_back_to(tmp_path):
         alone = experiment(
             tmp_path / f"e{len(list(tmp_path.iterdir()))}", "generative", started
         )
-        packing.link_training(alone)
-        assert list(packing.read_system(alone).parts) == ["generator"]
+        link_training(alone)
+        assert list(read_system(alone).parts) == ["generator"]
 
 
 def test_command_line_links_and_names_faults(folder, tmp_path, capsys):

@@ -9,11 +9,11 @@ import soundfile
 import torch
 from tiny_system import SHORT
 
-from espnet2_slit.inference import packing
 from espnet2_slit.inference.attention import attention
 from espnet2_slit.inference.classification import label_likelihoods
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.slit import SLIT
+from espnet2_slit.inference.system import read_system
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -99,7 +99,7 @@ def test_class_is_found_in_the_package():
 
 
 def test_system_is_found_by_its_linked_parts(folder):
-    system = packing.read_system(folder)
+    system = read_system(folder)
     assert set(system.parts) == {"representation", "generator"}
 
 

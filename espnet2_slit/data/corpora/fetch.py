@@ -10,23 +10,25 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import lzma
 import os
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from espnet2_slit.common.archives import (
+    DAMAGED,
+    Entry,
+    check_entries,
+    extract,
+    size_shown,
+)
 from espnet2_slit.data.corpora.tables import CorpusError
 
 BLOCK = 1 << 20
@@ -38,14 +40,6 @@ LOST = (  # what a network does; a full disk is none of it
     ConnectionError,
     TimeoutError,
     http.client.HTTPException,
-)
-DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    RuntimeError,  # of zipfile: it has a password, or is packed in an unknown way
 )
 ARCHIVES = (".zip", ".7z", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -172,14 +166,19 @@ def _announce(urls: Mapping[str, str], out: Path) -> None:
     total = 0
     for name, url in urls.items():
         size = _size(url)
-        logging.info("%s: %s", url, "size unknown" if size is None else _shown(size))
+        logging.info(
+            "%s: %s", url, "size unknown" if size is None else size_shown(size)
+        )
         total += max((size or 0) - _size_of(out / f".{name}.part"), 0)
     free = shutil.disk_usage(out).free
     if urls:
-        logging.info("%s to fetch, %s free in %s", _shown(total), _shown(free), out)
+        logging.info(
+            "%s to fetch, %s free in %s", size_shown(total), size_shown(free), out
+        )
     if total > free:
         raise CorpusError(
-            f"{out}: {_shown(total)} to fetch, {_shown(free)} free. Give another --out."
+            f"{out}: {size_shown(total)} to fetch, {size_shown(free)} free. Give "
+            "another --out."
         )
 
 
@@ -195,14 +194,6 @@ def _size(url: str) -> int | None:
 
 def _size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _shown(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def md5_of(path: Path) -> str:
@@ -241,7 +232,7 @@ def download(url: str, path: Path, md5: str) -> None:
         found = md5_of(part)
         if found == md5:
             os.replace(part, path)
-            logging.info("%s: %s, MD5 as published", path, _shown(_size_of(path)))
+            logging.info("%s: %s, MD5 as published", path, size_shown(_size_of(path)))
             return
         part.unlink()
         if is_fresh:
@@ -321,16 +312,6 @@ def _bar(name: str, total: int | None, begin: int):
 # ----------------------------------------------------------------------------- unpack
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One entry of an archive."""
-
-    name: str
-    size: int
-    is_folder: bool
-    is_file: bool
-
-
 def unpack_archive(path: Path, folder: Path) -> None:
     """Unpacks an archive; nothing of it is written where something is not as it must.
 
@@ -357,24 +338,12 @@ def unpack_archive(path: Path, folder: Path) -> None:
 
 def _extract(path: Path, folder: Path) -> None:
     suffix = path.name[len(_stem(path.name)) :].lower()
-    try:
-        if suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                _check(path, folder, _zip_members(archive))
-                for member in archive.infolist():
-                    archive.extract(member, folder)
-        elif suffix == ".7z":
-            _extract_7z(path, folder)
-        elif suffix:
-            with tarfile.open(path) as archive:
-                _check(path, folder, _tar_members(archive))
-                archive.extractall(folder, filter="data")
-        else:
-            raise CorpusError(f"{path}: expected one of {', '.join(ARCHIVES)}")
-    except DAMAGED as problem:
-        raise CorpusError(
-            f"{path}: damaged, or no {suffix} archive: {problem}"
-        ) from None
+    if suffix == ".7z":
+        _extract_7z(path, folder)
+    elif suffix:
+        extract(path, folder, CorpusError)
+    else:
+        raise CorpusError(f"{path}: expected one of {', '.join(ARCHIVES)}")
 
 
 def _extract_7z(path: Path, folder: Path) -> None:
@@ -387,49 +356,14 @@ def _extract_7z(path: Path, folder: Path) -> None:
         ) from None
     try:
         with py7zr.SevenZipFile(path) as archive:
-            _check(path, folder, _7z_members(archive))
+            check_entries(path, folder, _7z_entries(archive), CorpusError)
             archive.extract(folder)
-    except py7zr.exceptions.ArchiveError as problem:
+    except (py7zr.exceptions.ArchiveError, *DAMAGED) as problem:
         raise CorpusError(f"{path}: damaged, or no .7z archive: {problem}") from None
 
 
-def _check(path: Path, folder: Path, members: Iterator[_Member]) -> None:
-    """Refuses an archive that would write anything but files below the folder.
-
-    Raises:
-        CorpusError: names the first such entry.
-    """
-    total = 0
-    for member in members:
-        parts = re.split(r"[/\\]", member.name)
-        if not parts[0] or ".." in parts:
-            raise CorpusError(
-                f"{path}: {member.name!r} lies outside its folder, refused"
-            )
-        if not (member.is_folder or member.is_file):
-            raise CorpusError(f"{path}: {member.name!r} is a link or device, refused")
-        total += member.size
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise CorpusError(
-            f"{path}: unpacks to {_shown(total)}, free are {_shown(free)}"
-        )
-
-
-def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in archive.infolist():
-        mode = info.external_attr >> 16  # 0 where it was not made on Unix
-        plain = not stat.S_IFMT(mode) or stat.S_ISREG(mode)
-        yield _Member(info.filename, info.file_size, info.is_dir(), plain)
-
-
-def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
-    for info in archive:
-        yield _Member(info.name, info.size, info.isdir(), info.isfile())
-
-
-def _7z_members(archive) -> Iterator[_Member]:
+def _7z_entries(archive) -> Iterator[Entry]:
     for info in archive.files:
         odd = info.is_symlink or info.is_junction or info.is_socket
-        size = info.uncompressed or 0
-        yield _Member(info.filename, size, info.is_directory, not odd)
+        name = f"{info.filename}/" if info.is_directory else info.filename
+        yield Entry(name, info.uncompressed or 0, not odd)
