@@ -37,6 +37,7 @@ extras_require = {
     "video": ["av>=12"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
+    "serve": ["fastapi", "uvicorn", "python-multipart"],
     "completion": ["shtab"],
     "notebook": ["notebook", "ipykernel"],
     "mteb": ["mteb>=2.20"],
@@ -44,7 +45,7 @@ extras_require = {
     "hub": ["huggingface_hub", "espnet_model_zoo"],
     "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
-    "test": ["pytest>=7", "hypothesis>=6", "nbclient", "ipykernel"],
+    "test": ["pytest>=7", "hypothesis>=6", "nbclient", "ipykernel", "httpx"],
     "dev": [
         "black",
         "isort",
@@ -58,7 +59,10 @@ extras_require = {
 extras_require["all"] = sorted(
     {
         name
-        for extra in ("train", "lora", "fetch", "score", "demo", "hub", "completion")
+        for extra in (
+            *("train", "lora", "fetch", "score"),
+            *("demo", "serve", "hub", "completion"),
+        )
         for name in extras_require[extra]
     }
 )

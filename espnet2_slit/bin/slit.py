@@ -175,6 +175,24 @@ def get_parser():
     command.add_argument("--port", type=int, default=7860)
     add_model(command)
 
+    command = add("serve", serve, "an HTTP server of a system (extra: serve)")
+    command.add_argument("--folder", help="of audio, to be searched")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whole network")
+    command.add_argument("--port", type=int, default=8000)
+    command.add_argument(
+        "--token",
+        default=os.environ.get("SLIT_TOKEN", ""),
+        help="that requests must bear (better by the variable SLIT_TOKEN)",
+    )
+    command.add_argument("--max_mb", type=seconds, default=100.0, help="of a request")
+    command.add_argument(
+        "--max_seconds", type=seconds, default=3600.0, help="of an upload's audio"
+    )
+    command.add_argument(
+        "--max_waiting", type=positive, default=256, help="requests in the queue"
+    )
+    add_model(command)
+
     command = add("completion", completion, "print what makes the Tab key work")
     command.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
 
@@ -599,6 +617,17 @@ def demo(args):
     from espnet2_slit.inference.demo import launch
 
     launch(load(args), args.folder, args.host, args.port)
+    return 0
+
+
+def serve(args):
+    """`slit serve`."""
+    from espnet2_slit.inference.serve import Limits, run
+
+    limits = Limits(args.max_mb, args.max_seconds, args.max_waiting)
+    slit = load(args)
+    print(f"slit: serving on http://{args.host}:{args.port}/docs", file=sys.stderr)
+    run(slit, args.folder, args.host, args.port, args.token, limits)
     return 0
 
 

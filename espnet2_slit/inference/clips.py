@@ -18,7 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet2_slit.data.audio import AudioError, probe, read_audio, to_mono
+from espnet2_slit.data.audio import (
+    WINDOW_SLACK_S,
+    AudioError,
+    probe,
+    read_audio,
+    to_mono,
+)
 from espnet2_slit.data.clips import Clip
 from espnet2_slit.data.kaldi_matrix import FeatureReader
 
@@ -91,7 +97,7 @@ class AudioClips:
                 name = f"clip {i}"
                 found = to_mono(item, rate, target_rate, name=name)
                 duration_s = len(found) / target_rate
-            check_length(name, duration_s, longest_s)
+            refuse_too_long(name, duration_s, longest_s)
             self.items.append(found)
             self.durations_s.append(duration_s)
 
@@ -110,7 +116,9 @@ class AudioClips:
         for clip in clips:
             found.items.append((clip.path, clip.start_s, clip.end_s))
             found.durations_s.append(clip.duration_s())
-            check_length(f"{clip.path}: clip {clip.id}", clip.duration_s(), longest_s)
+            refuse_too_long(
+                f"{clip.path}: clip {clip.id}", clip.duration_s(), longest_s
+            )
         return found
 
     def __len__(self) -> int:
@@ -171,9 +179,9 @@ class AudioClips:
         return parts, places
 
 
-def check_length(name: str, duration_s: float, longest_s: float) -> None:
+def refuse_too_long(name: str, duration_s: float, longest_s: float) -> None:
     """Raises AudioError for a clip longer than the system reads at once."""
-    if duration_s > longest_s:
+    if duration_s > longest_s + WINDOW_SLACK_S:
         raise AudioError(
             f"{name}: lasts {duration_s:.1f} s, this system reads at most"
             f" {longest_s:.1f} s at once. Take it in windows (window_s of caption, or"

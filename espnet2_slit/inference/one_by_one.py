@@ -12,16 +12,17 @@ from typing import TypeVar
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.inference.requests import InferenceError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def each(
-    files: Sequence[str], work: Callable[[Sequence[str]], Sequence[Result]]
-) -> Iterator[tuple[str, Result | Exception]]:
+    files: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> Iterator[tuple[Item, Result | Exception]]:
     """The result of each file, or what was raised for it.
 
     Args:
-        files: names.
+        files: their names, or whatever stands for them.
         work: files -> their results, in order.
 
     Yields:
