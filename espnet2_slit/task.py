@@ -223,6 +223,11 @@ class SLITTask(AbsTask):
     ) -> Optional[Callable[[str, Dict[str, np.ndarray]], Dict[str, np.ndarray]]]:
         """Strings to ids; needs tokenizers, no weights."""
         facts = args.audio_encoder_identity or {}
+        conf = dict(args.preprocessor_conf)
+        if train and conf.get("augment"):
+            # A mixture's other clip is one of the same set.
+            own = {"folder": getattr(args, "train_dir", "") or ""}
+            conf["augment"] = {**own, **conf["augment"]}
         return SLITPreprocessor(
             train=train,
             model=args.model,
@@ -230,7 +235,7 @@ class SLITTask(AbsTask):
             language_model=args.language_model,
             language_model_conf=args.language_model_conf,
             feature_width=facts.get("width", 0),
-            **args.preprocessor_conf,
+            **conf,
         )
 
     @classmethod

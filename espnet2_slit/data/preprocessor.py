@@ -119,6 +119,8 @@ class SLITPreprocessor(AbsPreprocessor):
         default_task: task whose wording is used for samples without `instruction`.
         default_instruction: one wording for them instead.
         feature_width: expected width of cached features, 0 for any.
+        augment: keywords of `augment.Augmentation` (roll, mix), for training data whose
+            waveforms are read; None for no augmentation.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class SLITPreprocessor(AbsPreprocessor):
         default_task: str = "caption",
         default_instruction: str = "",
         feature_width: int = 0,
+        augment: Union[Dict[str, Any], None] = None,
     ):
         super().__init__(train)
         for name, length in (
@@ -181,6 +184,9 @@ class SLITPreprocessor(AbsPreprocessor):
             )
             if prompt:
                 self.prompt_ids = self.prompt_encoder.encode_prompt(prompt)
+        self.augmentation: Any = None
+        if augment and train:
+            self.augmentation = _augmentation(augment)
         self.counts: Counter = Counter()  # of this process: what was cut or odd
 
     def __call__(
@@ -210,6 +216,8 @@ class SLITPreprocessor(AbsPreprocessor):
             )
         if "speech" in arrays:
             arrays["speech"] = self._checked_speech(uid, arrays["speech"])
+        if self.augmentation is not None:
+            self._augment(uid, strings, arrays)
         if "feats" in arrays:
             self._check_feats(uid, arrays["feats"])
         if "clip" in strings or "clip_id" not in arrays:
@@ -222,6 +230,26 @@ class SLITPreprocessor(AbsPreprocessor):
             elif "text" in strings and "llm_prompt" not in arrays:
                 arrays.update(self._instruction_arrays(uid, self._default(uid)))
         return arrays
+
+    def _augment(self, uid: str, strings: Dict[str, str], arrays) -> None:
+        """Put this epoch's audio, caption and clip in the place of a sample's own."""
+        if "feats" in arrays:
+            self.counts["augment"] += 1
+            if self.counts["augment"] == 1:
+                logging.warning(
+                    f"preprocessor_conf.augment: nothing is augmented (utterance {uid}"
+                    " and all others): features are cached, no waveform is read. Train"
+                    " with --cache_features false."
+                )
+            return
+        epoch = _epoch_seed()
+        if "speech" in arrays and "clip_id" not in arrays:  # not yet in a call before
+            arrays["speech"] = self.augmentation.audio(epoch, uid, arrays["speech"])
+        if "text" in strings:
+            strings["text"] = self.augmentation.text(epoch, uid, strings["text"])
+        if "clip" in strings or "clip_id" not in arrays:
+            clip = strings.get("clip", uid)
+            strings["clip"] = self.augmentation.clip(epoch, uid, clip)
 
     def _text_arrays(self, uid: str, text: str) -> Dict[str, np.ndarray]:
         if not text.strip():
@@ -337,6 +365,19 @@ _LIMITS = {
     "prompt": "prompt",
     "instruction": "prompt",
 }
+
+
+def _augmentation(conf: Dict[str, Any]):
+    from espnet2_slit.data.augment import Augmentation
+
+    known = ("roll", "mix", "folder")
+    unknown = sorted(set(conf) - set(known))
+    if unknown:
+        raise ValueError(
+            f"preprocessor_conf.augment: expected {', '.join(known)}, found"
+            f" {', '.join(unknown)}."
+        )
+    return Augmentation(**conf)
 
 
 def _epoch_seed() -> int:
