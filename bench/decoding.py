@@ -26,6 +26,7 @@ import torch
 from alternate import alternate, clock, machine, ratio, spread, write
 
 from espnet2_slit.common import templates
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.evaluation_set import EvaluationSet
 from espnet2_slit.inference.generation import generate, prefixes, score_candidates
 from espnet2_slit.inference.ranking import top_indices, wanted_pairs
@@ -216,12 +217,10 @@ def bench_ranking(slit, clips, args, content):
     def plain():
         model = part.model.language_model
         scores = np.empty((len(clips), len(labels)), np.float32)
-        for (i,), inputs in one_by_one():
+        for (i,), *inputs in one_by_one():
             for c, label in enumerate(labels):
                 ids = torch.tensor([model.encode_target(label)], device=slit.device)
-                length = torch.tensor([ids.shape[1]], device=slit.device)
-                target = {"target": ids, "target_lengths": length}
-                scores[i, c] = -model.loss(**inputs, **target)[0].item()
+                scores[i, c] = -model.loss(*inputs, Padded(ids))[0].item()
         return scores
 
     def one_by_one():
@@ -269,10 +268,10 @@ def bench_reranking(slit, clips, texts, args, content):
             )
             frames, lengths = frames.to(slit.device), lengths.to(slit.device)
             ids = torch.from_numpy(part.text_ids(text))[None].to(slit.device)
-            size = torch.tensor([ids.shape[1]], device=slit.device)
             every = torch.arange(len(row), device=slit.device)
-            memory = model.qformer.read_frames(frames, lengths)
-            logits = model.match(memory, ids, size, every, torch.zeros_like(every))
+            memory = model.qformer.encode_frames(Padded(frames, lengths))
+            same = Padded(ids, torch.full((1,), ids.size(1), device=slit.device))
+            logits = model.match(memory, same, every, torch.zeros_like(every))
             found.append(logits.cpu().numpy())
         return np.stack(found)
 

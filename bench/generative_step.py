@@ -4,9 +4,8 @@
 A step is forward, backward and AdamW of a BERT-base Q-Former in front of a frozen T5
 (FLAN-T5 base in shape, untrained) on given frames. Contestants take turns:
 
-    slit           ours: `GenerativeModel` or `InstructionModel`, float32
+    slit           ours: `PromptedModel`, float32
     slit_bf16      the same with `precision: bfloat16`
-    slit_projected ours without folding the projections of frames into the queries
     slit_bf16_sdpa slit_bf16 with PyTorch's attention in the language model
     plain          what LAVIS' blip2_t5_instruct does, written on transformers'
                    InstructBlipQFormerModel with our weights: the frames' LayerNorm in
@@ -34,16 +33,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
-from espnet2_slit.model.espnet_model import GenerativeModel, InstructionModel
-from espnet2_slit.model.frozen_attention import NAME
-from espnet2_slit.model.language_model import LanguageModel, PromptEncoder
+from espnet2_slit.data.prompt_encoder import PromptEncoder
+from espnet2_slit.model.cpu_attention import NAME
+from espnet2_slit.model.espnet_model import PromptedModel
+from espnet2_slit.model.language_model import LanguageModel
 from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.model.qformer_weights import export_to_transformers
 
 CONTESTANTS = (
     "slit",
     "slit_bf16",
-    "slit_projected",
     "slit_bf16_sdpa",
     "plain",
     "plain_bf16",
@@ -126,7 +125,7 @@ def t5(layers: int) -> LanguageModel:
     return LanguageModel(model, PromptEncoder(tokenizer, "seq2seq", "t5"))
 
 
-def our_model(args: argparse.Namespace) -> GenerativeModel | InstructionModel:
+def our_model(args: argparse.Namespace) -> PromptedModel:
     """Of this stage, random weights."""
     torch.manual_seed(0)
     qformer = QFormer(
@@ -137,8 +136,8 @@ def our_model(args: argparse.Namespace) -> GenerativeModel | InstructionModel:
         bos_id=BOS,
         language_head=False,
     )
-    kinds = {"generative": GenerativeModel, "instruction": InstructionModel}
-    return kinds[args.stage](qformer, t5(args.layers))
+    instructed = args.stage == "instruction"
+    return PromptedModel(qformer, t5(args.layers), instructed=instructed)
 
 
 class Plain(nn.Module):
@@ -148,14 +147,14 @@ class Plain(nn.Module):
         ours: whose weights to copy.
     """
 
-    def __init__(self, ours: GenerativeModel | InstructionModel):
+    def __init__(self, ours: PromptedModel):
         super().__init__()
         mine = ours.qformer
         with tempfile.TemporaryDirectory() as folder:
             export_to_transformers(mine, folder)
             kind = transformers.InstructBlipQFormerModel
             self.qformer = kind.from_pretrained(folder)
-        self.instructed = isinstance(ours, InstructionModel)
+        self.instructed = mine.embedding.word.weight.requires_grad
         for module in self.qformer.modules():
             if isinstance(module, nn.Dropout):
                 module.p = mine.embedding_dropout.p
@@ -225,7 +224,7 @@ class Racer:
         )
 
     def loss(self, batch: dict, mode: str = "") -> Tensor:
-        """Mode "", "bf16", "bf16_sdpa" or "projected"."""
+        """Mode "", "bf16" or "bf16_sdpa"."""
         plain_attention = self.is_plain or mode == "bf16_sdpa"
         self.t5.set_attn_implementation("sdpa" if plain_attention else NAME)
         if self.is_plain:
@@ -233,14 +232,7 @@ class Racer:
             with kind if mode == "bf16" else contextlib.nullcontext():
                 return self.model(batch)
         self.model.precision = "bfloat16" if mode.startswith("bf16") else "float32"
-        qformer = self.model.qformer
-        read = type(qformer).read_frames
-        if mode == "projected":
-            qformer.read_frames = lambda *frames, single_pass: read(qformer, *frames)
-        try:
-            return self.model(**batch)[0]
-        finally:
-            qformer.__dict__.pop("read_frames", None)
+        return self.model(**batch)[0]
 
     def step(self, batch: dict, mode: str) -> None:
         """Forward, backward, AdamW."""
@@ -288,8 +280,7 @@ def main() -> None:
         f"{name}/{peer}": ratio(times, name, peer, key)
         for name in args.only
         for peer in args.only
-        if name != peer
-        and peer in ("plain", "plain_bf16", "slit_projected", "slit_bf16_sdpa")
+        if name != peer and peer in ("plain", "plain_bf16", "slit_bf16_sdpa")
     }
     print(f"TFLOP in matrix products: { {k: v / 1e12 for k, v in flops.items()} }")
     for name, found in ratios.items():

@@ -52,8 +52,9 @@ from alternate import (
 )
 from stage1_peers import BOS, CLS, MAX_TEXT, PAD, SEP, VOCAB, Lavis, Transformers
 
-from espnet2_slit.model import qformer
+from espnet2_slit.model import packed_text
 from espnet2_slit.model.espnet_model import RepresentationModel
+from espnet2_slit.model.qformer import QFormer
 
 CONTESTANTS = (
     "slit",
@@ -117,7 +118,7 @@ def make_batch(args: argparse.Namespace, batch: int, seed: int = 0) -> dict:
 def our_model(args: argparse.Namespace) -> RepresentationModel:
     """With the same random weights at every call."""
     torch.manual_seed(0)
-    bert = qformer.QFormer(
+    bert = QFormer(
         args.width,
         VOCAB,
         layers=args.layers,
@@ -149,7 +150,7 @@ class Family:
             self.model.parameters(), lr=1e-6, fused=None if name in peers else True
         )
         self.device = args.device
-        self.row_multiple = 1 if name == "unfilled" else qformer.ROW_MULTIPLE
+        self.row_multiple = 1 if name == "unfilled" else packed_text.ROW_MULTIPLE
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         """The three losses by name."""
@@ -166,7 +167,7 @@ class Family:
         torch.set_float32_matmul_precision(precision)
         self.optimizer.zero_grad(set_to_none=True)
         if is_ours:
-            qformer.ROW_MULTIPLE = self.row_multiple
+            packed_text.ROW_MULTIPLE = self.row_multiple
             self.model.precision = "bfloat16" if bf16 else "float32"
             # ESPnet's collate pads no further than the longest caption
             text = batch["qformer_text"][:, : int(batch["qformer_text_lengths"].max())]

@@ -28,8 +28,7 @@ from espnet2_slit.data.preprocessor import (
 )
 from espnet2_slit.data.training_files import training_files
 from espnet2_slit.model.espnet_model import (
-    GenerativeModel,
-    InstructionModel,
+    PromptedModel,
     RepresentationModel,
     SLITModel,
 )
@@ -62,8 +61,8 @@ model_choices = ClassChoices(
     "model",
     classes=dict(
         representation=RepresentationModel,
-        generative=GenerativeModel,
-        instruction=InstructionModel,
+        generative=PromptedModel,
+        instruction=PromptedModel,
     ),
     type_check=AbsESPnetModel,
     default="representation",
@@ -462,16 +461,17 @@ class SLITTask(AbsTask):
         facts: Dict[str, Any],
     ) -> SLITModel:
         """The model around an encoder that is built, or around cached features."""
-        parts = {}
+        parts: Dict[str, Any] = {}
         _check_place(args, "language_model_identity")
         _check_place(args, "qformer_tokenizer_identity")
         if args.language_model:
-            from espnet2_slit.model.language_model import load_language_model
+            from espnet2_slit.model.load_language_model import load_language_model
 
             with torch.random.fork_rng(devices=[]):
                 parts["language_model"] = load_language_model(
                     args.language_model, **args.language_model_conf
                 )
+            parts["instructed"] = args.model == "instruction"
             identity = parts["language_model"].identity()
             _record(args, "language_model_identity", identity)
         tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
@@ -520,7 +520,7 @@ class SLITTask(AbsTask):
                     SLITPreprocessor, args.preprocessor_conf, "qformer_instruction"
                 )
                 if args.model == "instruction"
-                else _setting(GenerativeModel, args.model_conf, "carry_text_branch")
+                else _setting(PromptedModel, args.model_conf, "carry_text_branch")
             )
         windows = {
             k: facts[k] for k in ("max_windows", "frames_per_window") if k in facts

@@ -19,7 +19,7 @@ import dry_run  # noqa: E402
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_task_and_constructors_know_every_key(file):
     from espnet2_slit.data.preprocessor import SLITPreprocessor
-    from espnet2_slit.model.language_model import load_language_model
+    from espnet2_slit.model.load_language_model import load_language_model
     from espnet2_slit.model.qformer import QFormer
     from espnet2_slit.task import SLITTask, model_choices
 

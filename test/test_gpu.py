@@ -26,15 +26,17 @@ import torch.distributed as dist
 from test_espnet_model import STAGES, assert_close, make_batch, make_model, rows
 from test_language_model import CANDIDATES, inputs, padded, prefix_of
 from test_step_checkpoint import run_until
-from tiny_qformer import tiny_batch, tiny_qformer
+from tiny_qformer import tiny_audio, tiny_batch, tiny_qformer, tiny_text
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.common.weights import read_checkpoint, read_weights
 from espnet2_slit.inference.attention import attention as attention_maps
 from espnet2_slit.inference.retrieval import retrieve
 from espnet2_slit.inference.slit import SLIT
 from espnet2_slit.model import cpu_attention as attention
 from espnet2_slit.model import objectives
-from espnet2_slit.model.language_model import GenerationOptions, load_language_model
+from espnet2_slit.model.language_model import GenerationOptions
+from espnet2_slit.model.load_language_model import load_language_model
 from espnet2_slit.train.checkpoint import STEP_FILE
 
 DEVICE, BACKEND, NGPU = "cuda", "nccl", "1"
@@ -115,18 +117,16 @@ def test_losses_of_one_clip_and_in_eval_are_those_of_the_cpu(stage, tiny_parts):
                 close(found[name], value)
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-def test_frames_folded_on_the_cpu_are_projected_on_the_gpu(windows):
+@pytest.mark.parametrize("window", [0.0, 0.4])
+def test_instructed_queries_are_those_of_the_cpu(window):
     batch = tiny_batch()
-    frames, lengths = batch["frames"].repeat(1, 3, 1), 3 * batch["frame_lengths"]
-    qformer = tiny_qformer(max_windows=windows, frames_per_window=11)
+    qformer = tiny_qformer(query_window_s=window, frames_per_second=10.0)
     found = []
     for device in ("cpu", DEVICE):
         model = copy.deepcopy(qformer).to(device)
-        memory = model.read_frames(frames.to(device), lengths.to(device), True)
-        assert (memory.frames is not None) == (torch.device(device).type == "cpu")
-        text = batch["text"].to(device), batch["text_lengths"].to(device)
-        hidden = model.forward_queries(memory, *text).hidden
+        memory = model.encode_frames(tiny_audio(batch).to(device))
+        queries = model.forward_queries(memory, tiny_text(batch).to(device)).hidden
+        hidden = queries.values * queries.mask()[..., None]
         hidden.cos().sum().backward()
         found.append([hidden, *(p.grad for p in model.parameters())])
     for ours, theirs in zip(found[1], found[0], strict=True):
@@ -141,7 +141,7 @@ def test_recomputed_layers_draw_the_same_dropout_again(tiny_parts):
         model = make_model("representation", None).to(DEVICE)
         model.qformer.gradient_checkpointing = checkpointing
         for module in model.modules():
-            if isinstance(module, attention.Dropout):
+            if isinstance(module, torch.nn.Dropout):
                 module.p = 0.3
         torch.manual_seed(5)
         found.append(step(model, moved(make_batch("representation"))))
@@ -160,8 +160,8 @@ def test_compiled_layers_give_the_same_queries():
         if compiled:
             for layer in qformer.layers:
                 layer.compile(backend=backend)
-        memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-        hidden = qformer.forward_queries(memory).hidden
+        memory = qformer.encode_frames(tiny_audio(batch))
+        hidden = qformer.forward_queries(memory).hidden.values
         qformer.zero_grad()
         hidden.cos().sum().backward()
         found.append([hidden, qformer.query_tokens.grad.clone()])
@@ -199,18 +199,10 @@ def test_attention_is_that_of_the_cpu(mask, dtype):
         close(ours, theirs, tolerance)
 
 
-def test_attention_and_dropout_leave_the_cpu_paths(monkeypatch):
+def test_attention_leaves_the_cpu_path(monkeypatch):
     if DEVICE == "cuda":
-        for name in ("_Attention", "_Dropout"):
-            monkeypatch.setattr(attention, name, None)
+        monkeypatch.setattr(attention, "_Attention", None)
     torch.manual_seed(0)
-    x = torch.ones(200, 300, device=DEVICE, requires_grad=True)
-    y = attention.dropout(x, 0.25, True)
-    kept = y.detach() != 0
-    assert abs(kept.float().mean().item() - 0.75) < 0.01
-    torch.testing.assert_close(y.detach()[kept], torch.full_like(y, 1 / 0.75)[kept])
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, y.detach())
     # equal values: what is left of the weights is the mean of the kept ones
     value = torch.ones(2, 3, 400, 8, device=DEVICE)
     mask = torch.ones(2, 1, 1, 400, dtype=torch.bool, device=DEVICE)
@@ -249,19 +241,18 @@ def test_language_model_computes_and_writes_as_on_the_cpu(name, load):
     sampling = GenerationOptions(1, 8, do_sample=True, seed=1)
     found = []
     for model, device in ((lm, "cpu"), (twin, DEVICE)):
-        here = prefix.clone().to(device).requires_grad_()
-        ids = [x.to(device) for x in (*prompt, *target)]
-        total, count, right = model.loss(here, *ids)
+        vectors = prefix.values.clone().to(device).requires_grad_()
+        here, asked = Padded(vectors.detach()), prompt.to(device)
+        total, count, right = model.loss(Padded(vectors), asked, target.to(device))
         total.backward()
-        scored = [x.to(device) for x in candidates]
-        scores = model.score_candidates(here.detach(), *ids[:2], *scored, 7)
-        texts = model.generate(here.detach(), *ids[:2], options)
+        scores = model.score_candidates(here, asked, candidates.to(device), 7)
+        texts = model.generate(here, asked, options)
         state = torch.cuda.get_rng_state() if DEVICE == "cuda" else None
-        drawn = model.generate(here.detach(), None, None, sampling)
-        assert drawn == model.generate(here.detach(), None, None, sampling)
+        drawn = model.generate(here, None, sampling)
+        assert drawn == model.generate(here, None, sampling)
         if state is not None:
             assert torch.equal(torch.cuda.get_rng_state(), state)
-        found.append(([total, here.grad, scores], [int(count), int(right), texts]))
+        found.append(([total, vectors.grad, scores], [int(count), int(right), texts]))
     assert found[1][1] == found[0][1]
     for ours, theirs in zip(found[1][0], found[0][0], strict=True):
         close(ours, theirs)
@@ -275,18 +266,17 @@ def test_language_model_in_few_bits_is_near_the_exact_one(name, bits, folders):
     lm = load_language_model(folders(name), dtype="bfloat16", load_in_bits=bits)
     assert lm.identity()["load_in_bits"] == bits
     lm = lm.to(DEVICE)  # is there already
-    prompt, target = inputs(exact)
-    ids = [x.to(DEVICE) for x in (*prompt, *target)]
+    prompt, target = (x.to(DEVICE) for x in inputs(exact))
     losses = []
     for model in (exact, lm):
-        prefix = prefix_of(exact).to(DEVICE).requires_grad_()
-        total, count, _ = model.loss(prefix, *ids)
+        vectors = prefix_of(exact).values.to(DEVICE).requires_grad_()
+        total, count, _ = model.loss(Padded(vectors), prompt, target)
         total.backward()
-        assert prefix.grad.isfinite().all() and prefix.grad.any()
+        assert vectors.grad.isfinite().all() and vectors.grad.any()
         losses.append(total.item() / int(count))
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.5)
-    texts = lm.generate(prefix.detach(), *ids[:2], GenerationOptions(2, 4))
+    texts = lm.generate(Padded(vectors.detach()), prompt, GenerationOptions(2, 4))
     assert len(texts) == 3
     with pytest.raises(RuntimeError, match="8 or 4 bits on cuda"):
         lm.to("cpu")

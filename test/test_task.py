@@ -345,7 +345,7 @@ def test_weights_that_do_not_fit_are_listed(stages, tmp_path):
     other = {**states, "qformer.query_tokens": torch.ones(4, 16)}
     with pytest.raises(WeightsError, match=r"expected \(3, 16\), found \(4, 16\)"):
         load(copy_of(folder, tmp_path, other))
-    with pytest.raises(WeightsError, match="do not fit GenerativeModel"):
+    with pytest.raises(WeightsError, match="do not fit PromptedModel"):
         load(folder, "../representation/valid.loss.best.pth")
 
 
@@ -598,7 +598,7 @@ def test_init_param_that_leaves_weights_untrained_is_an_error(
 def test_frozen_parts_are_untouched_by_a_training(
     tmp_path, tiny_parts, tiny_features, train_command, monkeypatch
 ):
-    from espnet2_slit.model.language_model import load_language_model
+    from espnet2_slit.model.load_language_model import load_language_model
     from espnet2_slit.task import SLITTask
 
     built = []

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from espnet2_slit.model.objectives import (
-    RepresentationHeads,
-    contrastive,
-    gather_memory,
-    gather_text,
-    generation,
-    matching,
-    sample_negative_pairs,
-)
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.model.espnet_model import RepresentationModel
+from espnet2_slit.model.objectives import RepresentationHeads
 from espnet2_slit.model.qformer import QFormer
 
 BOS, VOCAB, ENCODER_WIDTH = 49, 50, 20
@@ -68,43 +62,25 @@ def tiny_batch(batch: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def tiny_audio(batch: dict[str, torch.Tensor]) -> Padded:
+    return Padded(batch["frames"], batch["frame_lengths"])
+
+
+def tiny_text(batch: dict[str, torch.Tensor]) -> Padded:
+    return Padded(batch["text"], batch["text_lengths"])
+
+
 def training_losses(
     qformer: QFormer,
     heads: RepresentationHeads,
     batch: dict[str, torch.Tensor],
     seed: int = 3,
     gather: str = "full",
-    label_smoothing: float = 0.1,
 ) -> dict[str, torch.Tensor]:
-    """The step that the docstring of `objectives` describes."""
-    frames, frame_lengths = batch["frames"], batch["frame_lengths"]
-    text, text_lengths = batch["text"], batch["text_lengths"]
-    memory = qformer.read_frames(frames, frame_lengths)
-    queries = qformer.forward_queries(memory)
-    summary = qformer.forward_text(text, text_lengths)
-    contrast = contrastive(
-        heads.embed_audio(queries.hidden),
-        heads.embed_text(summary),
-        heads.temperature(),
-        batch["clip_ids"],
-        batch["text_ids"],
-        label_smoothing,
-        gather,
-    )
-    negatives = sample_negative_pairs(contrast, seed)
-    world = contrast.world
-    pairs = qformer.forward_triplets(
-        memory,
-        text,
-        text_lengths,
-        gather_memory(qformer, memory, frames, frame_lengths, negatives.audio, world),
-        *gather_text(text, text_lengths, negatives.text, world),
-    )
-    logits, targets = qformer.forward_generation(queries.cache, text, text_lengths)
-    return {
-        "contrastive": contrast.loss,
-        "matching": matching(
-            heads.match(pairs), negatives.labels, negatives.valid, len(text)
-        ),
-        "generation": generation(logits, targets, len(text), label_smoothing),
-    }
+    """The three losses of one training step."""
+    model = RepresentationModel(qformer, gather=gather)
+    model.heads = heads
+    model.train(qformer.training)
+    model.training_step += seed
+    ids = batch["clip_ids"], batch["text_ids"]
+    return model.losses(tiny_audio(batch), tiny_text(batch), *ids)[0]

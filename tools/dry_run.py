@@ -27,6 +27,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from espnet2_slit.common.padded import Padded
+
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "egs2" / "slit" / "slit1" / "conf" / "full"
 ARCHITECTURES = json.loads((HERE / "architectures.json").read_text())
@@ -176,12 +178,9 @@ class Plan:
         )
         if representation:
             return espnet_model.RepresentationModel(qformer, **model_conf)
-        model_class = (
-            espnet_model.InstructionModel
-            if instruction
-            else espnet_model.GenerativeModel
+        return espnet_model.PromptedModel(
+            qformer, lm or self.lm(), instructed=instruction, **model_conf
         )
-        return model_class(qformer, lm or self.lm(), **model_conf)
 
 
 def _tokenizer(facts: dict):
@@ -279,9 +278,9 @@ def activation_bytes(plan: Plan, lm, seconds: float) -> tuple[float, float]:
         inputs = batch_of(plan, batch, seconds)
         if plan.stage == "representation":
             return model(**inputs)
-        names = ("feats", "qformer_instruction")
-        names = [n for name in names for n in (name, f"{name}_lengths")]
-        return model.prefix(*(inputs.get(name) for name in names))[0]
+        return model.prefix(
+            _padded(inputs, "feats"), _padded(inputs, "qformer_instruction")
+        )
 
     qformer = _growth(plan, queries, [model])
     if lm is None:
@@ -305,13 +304,18 @@ def _lm_growth(plan: Plan, layers: int, words: int, queries: int, seconds: float
 
     def loss(batch: int):
         inputs = batch_of(plan, batch, seconds)
-        prefix = torch.randn(batch, queries, lm.width)
-        names = ("llm_prompt", "llm_target")
-        names = [n for name in names for n in (name, f"{name}_lengths")]
-        texts = (inputs.get(name) for name in names)
-        return lm.loss(prefix.requires_grad_(), *texts)
+        prefix = torch.randn(batch, queries, lm.width).requires_grad_()
+        texts = (_padded(inputs, name) for name in ("llm_prompt", "llm_target"))
+        return lm.loss(Padded(prefix), *texts)
 
     return _growth(plan, loss, [lm, lm.frozen.module])
+
+
+def _padded(inputs: dict[str, torch.Tensor], name: str) -> Padded | None:
+    """One field of a batch with its lengths; None if it has none."""
+    if name not in inputs:
+        return None
+    return Padded(inputs[name], inputs[f"{name}_lengths"])
 
 
 def _growth(plan: Plan, compute, modules) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.clips import Clips, pad
 from espnet2_slit.inference.engine import Engine, computes
-from espnet2_slit.model.query_windows import split_windows
 
 
 @computes
@@ -36,47 +36,31 @@ def attention(
     part = engine.require("generator") if instruction else engine.first
     maps: list[Any] = [None] * len(clips)
     for batch, arrays in engine.batches(clips):
-        frames, lengths = engine.frames(part, clips, arrays)
-        reads: tuple[Tensor, ...] = ()
+        frames = engine.frames(part, clips, arrays)
+        reads = None
         if instruction:
             ids = part.prompt(instruction).get("qformer_instruction")
             if ids is not None:
-                reads = tuple(t.to(engine.device) for t in pad([ids] * len(batch)))
-        weights = attention_weights(part.model.qformer, frames, lengths, reads)
-        for row, clip in enumerate(batch):
-            maps[clip] = weights[row, :, :, : int(lengths[row])]
+                reads = pad([ids] * len(batch)).to(engine.device)
+        weights = attention_weights(part.model.qformer, frames, reads)
+        for clip, row, real in zip(batch, weights, frames.mask(), strict=True):
+            maps[clip] = row[:, :, : int(real.sum())]
     return maps
 
 
 def attention_weights(
-    qformer: Any, frames: Tensor, lengths: Tensor, reads: tuple[Tensor, ...] = ()
+    qformer: Any, frames: Padded, reads: Padded | None = None
 ) -> np.ndarray:
     """Weights of the cross-attention, which its fused kernel never holds.
 
     Args:
         qformer: QFormer.
         frames: (B, T, D_a).
-        lengths: (B,).
-        reads: (instruction (B, L), lengths (B,)) or nothing.
+        reads: instruction (B, L), or None.
 
     Returns:
         (B, layers, Q, T) float32 array, mean over the heads.
     """
-    if not qformer.query_window:
-        return _weights(qformer, frames, lengths, reads)
-    windows, real, counts = split_windows(frames, lengths, qformer.query_window)
-    reads = tuple(tensor.repeat_interleave(counts, 0) for tensor in reads)
-    maps = torch.from_numpy(_weights(qformer, windows, real, reads))
-    clips = [torch.cat(tuple(some), dim=-1) for some in maps.split(counts.tolist())]
-    places = [clip.movedim(-1, 0) for clip in clips]  # (T, layers, Q)
-    joined = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
-    return joined.movedim(1, -1)[..., : frames.shape[1]].numpy()
-
-
-def _weights(
-    qformer: Any, frames: Tensor, lengths: Tensor, reads: tuple[Tensor, ...]
-) -> np.ndarray:
-    """`attention_weights` of queries that read the whole of what is given."""
     layers = [layer.cross_attention for layer in qformer.layers]
     layers = [cross for cross in layers if cross is not None]
     projected: list[Tensor] = []
@@ -85,8 +69,8 @@ def _weights(
         for cross in layers
     ]
     try:
-        memory = qformer.read_frames(frames, lengths)
-        qformer.forward_queries(memory, *reads)
+        memory = qformer.encode_frames(frames)
+        qformer.forward_queries(memory, reads)
     finally:
         for handle in handles:
             handle.remove()
@@ -97,4 +81,6 @@ def _weights(
         if memory.mask is not None:
             scores = scores.masked_fill(~memory.mask, float("-inf"))
         weights.append(scores.softmax(dim=-1).mean(dim=1))
-    return torch.stack(weights, dim=1).float().cpu().numpy()
+    stacked = torch.stack(weights, dim=1)  # (B W, layers, Q, T of a window)
+    of_clips = stacked.unflatten(0, (-1, memory.windows)).movedim(1, 3).flatten(3)
+    return of_clips[..., : frames.values.shape[1]].float().cpu().numpy()

@@ -87,9 +87,9 @@ def choose(
         alone = [replace(asked[i], options=[]) for i in members]
         requests = worded(engine, alone)
         sums = score_candidates(engine, clips, requests, options)
-        _, lengths = candidate_ids(engine, options)
+        tokens = candidate_ids(engine, options).mask().sum(dim=1).cpu().numpy()
         found["option"][members] = sums.argmax(axis=1)
-        found["option_mean"][members] = (sums / lengths.cpu().numpy()).argmax(axis=1)
+        found["option_mean"][members] = (sums / tokens).argmax(axis=1)
     for order in range(1, orders):
         written = [""] * len(asked)
         requests = worded(engine, [asked[i] for i in rows], order)

@@ -94,4 +94,5 @@ def label_likelihoods(
     words = [defaults.label.replace("{}", label_words(label)) for label in labels]
     requests = list(enumerate(instruction))
     sums = score_candidates(engine, clips, requests, words, defaults.end)
-    return sums, candidate_ids(engine, words, defaults.end)[1].cpu().numpy()
+    ids = candidate_ids(engine, words, defaults.end)
+    return sums, ids.mask().sum(dim=1).cpu().numpy()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.data.audio import (
     WINDOW_SLACK_S,
     AudioError,
@@ -270,16 +271,15 @@ class FrameCache:
     def __len__(self) -> int:
         return len(self.places)
 
-    def put(self, batch: Sequence[int], frames: Tensor, lengths: Tensor) -> None:
+    def put(self, batch: Sequence[int], frames: Padded) -> None:
         """Keep a batch.
 
         Args:
             batch: B indices of clips.
             frames: (B, T, D_a).
-            lengths: (B,).
         """
         self.file.seek(0, os.SEEK_END)
-        arrays = frames.float().cpu().numpy()
+        arrays, lengths = frames.values.float().cpu().numpy(), frames.mask().sum(dim=1)
         for clip, row, length in zip(batch, arrays, lengths.tolist(), strict=True):
             self.places[clip] = (self.file.tell(), length)
             self.durations_s[clip] = length / self.frames_per_second
@@ -342,12 +342,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def pad(arrays: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Arrays of different length -> tensor (B, longest, ...), and lengths (B,)."""
+def pad(arrays: Sequence[Any]) -> Padded:
+    """Arrays of different length as one (B, longest, ...)."""
     arrays = [np.asarray(array) for array in arrays]
     lengths = [len(array) for array in arrays]
     shape = (len(arrays), max(lengths), *arrays[0].shape[1:])
     padded = np.zeros(shape, arrays[0].dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
-    return torch.from_numpy(padded), torch.tensor(lengths)
+    return Padded(torch.from_numpy(padded), torch.tensor(lengths))

@@ -20,10 +20,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from espnet2_slit.common import templates
 from espnet2_slit.common.identity import comes_from_hub, identity_differences
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.data.feature_cache import length_batches
 from espnet2_slit.inference.clips import AudioClips, Clips, FrameCache, pad
@@ -63,7 +63,7 @@ class Component:
     """One trained model of a system.
 
     Attributes:
-        model: RepresentationModel, GenerativeModel or InstructionModel.
+        model: RepresentationModel or PromptedModel.
         options: of its training.
         preprocess: SLITPreprocessor as in training.
         config_file: where the options came from.
@@ -416,7 +416,7 @@ class Engine:
 
     def frames(
         self, part: Component, clips: Clips, arrays: Sequence[np.ndarray]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Padded:
         """Frames of one batch for a component.
 
         Args:
@@ -425,20 +425,19 @@ class Engine:
             arrays: B of them.
 
         Returns:
-            (B, T, D_a) and lengths (B,), on the device.
+            (B, T, D_a), on the device.
 
         Raises:
             AudioError: the encoder does not take a clip.
         """
-        padded, lengths = pad(arrays)
-        padded, lengths = padded.to(self.device), lengths.to(self.device)
+        padded = pad(arrays).to(self.device)
         if clips.are_frames:
-            return padded, lengths
+            return padded
         encoder = part.model.audio_encoder
         if encoder is None:
             encoder = self.encoder
         try:
-            return encoder(padded, lengths)
+            return Padded(*encoder(*padded))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:  # a clip's fault: others go on
@@ -468,7 +467,7 @@ class Engine:
         with FrameCache(len(clips), width, rate) as cache:
             with self.lock, torch.inference_mode():
                 for batch, arrays in self.batches(clips):
-                    cache.put(batch, *self.frames(self.first, clips, arrays))
+                    cache.put(batch, self.frames(self.first, clips, arrays))
             yield cache
 
     def several_passes(

@@ -7,12 +7,11 @@ among captions is made in `retrieval`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.clips import Clips, pad
 from espnet2_slit.inference.engine import Component, Engine, computes
 from espnet2_slit.inference.requests import (
@@ -68,12 +67,10 @@ def score_candidates(
         (N, C) float32, log-likelihood sums over a candidate's tokens, nats.
     """
     part = engine.require("generator")
-    ids, lengths = candidate_ids(engine, candidates, end)
-    scores = np.zeros((len(requests), len(ids)), np.float32)
-    for batch, inputs in prefixes(engine, part, clips, requests):
-        found = part.model.language_model.score_candidates(
-            **inputs, candidates=ids, candidate_lengths=lengths
-        )
+    ids = candidate_ids(engine, candidates, end)
+    scores = np.zeros((len(requests), len(candidates)), np.float32)
+    for batch, *inputs in prefixes(engine, part, clips, requests):
+        found = part.model.language_model.score_candidates(*inputs, ids)
         scores[batch] = found.cpu().numpy()
     return scores
 
@@ -105,18 +102,16 @@ def generate_and_score(
     written: list[list[str]] = [[]] * len(requests)
     scores = None
     if candidates is not None:
-        ids, lengths = candidate_ids(engine, candidates)
-        scores = np.zeros((len(requests), len(ids)), np.float32)
+        ids = candidate_ids(engine, candidates)
+        scores = np.zeros((len(requests), len(candidates)), np.float32)
     language_model = part.model.language_model
     with engine.several_passes(clips, bool(options.rerank)) as kept:
-        for batch, inputs in prefixes(engine, part, kept, requests):
-            found = language_model.generate_several(**inputs, options=options)
+        for batch, *inputs in prefixes(engine, part, kept, requests):
+            found = language_model.generate_several(*inputs, options)
             for i, texts in zip(batch, found, strict=True):
                 written[i] = texts
             if scores is not None:
-                found = language_model.score_candidates(
-                    **inputs, candidates=ids, candidate_lengths=lengths
-                )
+                found = language_model.score_candidates(*inputs, ids)
                 scores[batch] = found.cpu().numpy()
         if not options.rerank:
             return [row[0] for row in written], scores
@@ -126,8 +121,8 @@ def generate_and_score(
 
 def candidate_ids(
     engine: Engine, candidates: Sequence[str], end: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Candidate texts -> ids (C, L) and lengths (C,).
+) -> Padded:
+    """Candidate texts -> ids (C, L).
 
     Args:
         engine: with a generator part.
@@ -141,14 +136,14 @@ def candidate_ids(
     if not candidates:
         raise InferenceError("expected candidates to rank, found an empty list.")
     encode = part.model.language_model.encode_target
-    ids, lengths = pad([encode(text) for text in candidates])
-    lengths = lengths if end else lengths - 1
-    return ids.to(engine.device), lengths.to(engine.device)
+    ids = pad([encode(text) for text in candidates])
+    lengths = ids.mask().sum(dim=1) - (0 if end else 1)
+    return Padded(ids.values, lengths).to(engine.device)
 
 
 def prefixes(
     engine: Engine, part: Component, clips: Clips, requests: Sequence[Request]
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
+) -> Iterator[tuple[list[int], Padded, Padded | None]]:
     """The language model's inputs in batches.
 
     Requests for one clip stand together, so that its frames are made once. A batch has
@@ -161,14 +156,13 @@ def prefixes(
         requests: N pairs.
 
     Yields:
-        (indices of requests, {"prefix": (B, N, D_l), "prompt": ids (B, L) or None, and
-        their lengths (B,) or None}).
+        (indices of requests, prefix (B, N, D_l), ids of the prompt (B, L) or None).
     """
     of_clip: dict[int, list[int]] = {}
     for i, (clip, _) in enumerate(requests):
         of_clip.setdefault(clip, []).append(i)
     for chosen, arrays in engine.batches(clips, list(of_clip)):
-        frames, frame_lengths = engine.frames(part, clips, arrays)
+        frames = engine.frames(part, clips, arrays)
         kinds: dict[tuple, list] = {}  # a prompt's fields -> [(row, request)]
         for row, clip in enumerate(chosen):
             for i in of_clip[clip]:
@@ -180,27 +174,17 @@ def prefixes(
                 index = torch.tensor([row for row, _ in some], device=engine.device)
                 batch = [i for _, i in some]
                 fields = _prompts(engine, part, names, [requests[i][1] for i in batch])
-                prefix, prefix_lengths = part.model.prefix(
-                    frames[index],
-                    frame_lengths[index],
-                    *fields.get("qformer_instruction", (None, None)),
-                )
-                prompt, prompt_lengths = fields.get("llm_prompt", (None, None))
-                yield batch, {
-                    "prefix": prefix,
-                    "prefix_lengths": prefix_lengths,
-                    "prompt": prompt,
-                    "prompt_lengths": prompt_lengths,
-                }
+                instruction = fields.get("qformer_instruction")
+                prefix = part.model.prefix(frames.select(index), instruction)
+                yield batch, prefix, fields.get("llm_prompt")
 
 
 def _prompts(
     engine: Engine, part: Component, names: Sequence[str], instructions: Sequence[str]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{field: (ids (B, L), lengths (B,))} of prompts that have these fields."""
+) -> dict[str, Padded]:
+    """{field: ids (B, L)} of prompts that have these fields."""
     prompts = [part.prompt(instruction) for instruction in instructions]
-    fields = {}
-    for name in names:
-        ids, lengths = pad([prompt[name] for prompt in prompts])
-        fields[name] = (ids.to(engine.device), lengths.to(engine.device))
-    return fields
+    return {
+        name: pad([prompt[name] for prompt in prompts]).to(engine.device)
+        for name in names
+    }

@@ -24,7 +24,6 @@ from espnet2_slit.inference.ranking import (
     wanted_pairs,
 )
 from espnet2_slit.inference.requests import InferenceError
-from espnet2_slit.model.query_windows import query_windows
 
 RERANK = 128  # candidates that the matching head looks at, as in BLIP-2's evaluation
 DIRECTIONS = ("text_to_audio", "audio_to_text")
@@ -43,18 +42,23 @@ def embed_clips(engine: Engine, clips: Clips) -> np.ndarray:
         clips: N clips.
 
     Returns:
-        (N, Q, E) float32, unit length along E.
+        (N, Q, E) float32, unit length along E; with queries for each window Q of each,
+        and where a clip has fewer than others its first one for the rest, which
+        changes no maximum.
     """
     part = engine.require("representation")
-    embedded = None
+    embedded: list[Any] = [None] * len(clips)
     for batch, arrays in engine.batches(clips):
-        audio, _ = part.model.embed_audio(*engine.frames(part, clips, arrays))
-        if embedded is None:
-            embedded = np.empty((len(clips), *audio.shape[1:]), np.float32)
-        embedded[batch] = audio.float().cpu().numpy()  # (B,Q,E)
-    if embedded is None:
+        audio, _ = part.model.embed_audio(engine.frames(part, clips, arrays))
+        for clip, rows in zip(batch, audio.float().cpu().numpy(), strict=True):
+            embedded[clip] = rows
+    if not embedded:
         raise InferenceError("expected clips to embed, found an empty list.")
-    return embedded
+    longest = max(len(rows) for rows in embedded)
+    for clip, rows in enumerate(embedded):
+        missing = rows[:1].repeat(longest - len(rows), axis=0)
+        embedded[clip] = np.concatenate((rows, missing))
+    return np.stack(embedded)
 
 
 @computes
@@ -72,11 +76,10 @@ def read_queries(engine: Engine, clips: Clips) -> Tensor:
     part = engine.first
     hidden: list[Any] = [None] * len(clips)
     for batch, arrays in engine.batches(clips):
-        frames = engine.frames(part, clips, arrays)
-        found = query_windows(part.model.qformer, *frames)
-        rows, lengths = found.join(found.hidden.float().cpu())
-        for k, clip in enumerate(batch):
-            hidden[clip] = rows[k] if lengths is None else rows[k, : lengths[k]]
+        memory = part.model.qformer.encode_frames(engine.frames(part, clips, arrays))
+        found = part.model.qformer.forward_queries(memory).hidden
+        for clip, rows, real in zip(batch, found.values, found.mask(), strict=True):
+            hidden[clip] = rows[real].float().cpu()
     return torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
 
 
@@ -100,10 +103,8 @@ def embed_texts(engine: Engine, texts: Sequence[str]) -> np.ndarray:
     embedded: Any = None
     for start in range(0, len(order), TEXTS_PER_BATCH):
         batch = order[start : start + TEXTS_PER_BATCH]
-        padded, lengths = pad([ids[i] for i in batch])
-        text = part.model.embed_text(
-            padded.to(engine.device), lengths.to(engine.device)
-        )
+        padded = pad([ids[i] for i in batch])
+        text = part.model.embed_text(padded.to(engine.device))
         if embedded is None:
             embedded = np.empty((len(unique), text.shape[-1]), np.float32)
         embedded[batch] = text.float().cpu().numpy()
@@ -143,7 +144,7 @@ def match_pairs(
     logits = [np.empty(len(rows), np.float32) for rows in wanted]
     chosen = [i for i, rows in enumerate(wanted) if len(rows)]
     for batch, arrays in engine.batches(clips, chosen):
-        memory = part.model.qformer.read_frames(*engine.frames(part, clips, arrays))
+        memory = part.model.qformer.encode_frames(engine.frames(part, clips, arrays))
         found = _match(engine, part, memory, [wanted[clip] for clip in batch], texts)
         for clip, values in zip(batch, found, strict=True):
             logits[clip] = values
@@ -162,11 +163,10 @@ def _match(
     for pairs in pair_batches(wanted):
         rows, places, texts_of = pairs.T
         used, columns = np.unique(texts_of, return_inverse=True)
-        padded, text_lengths = pad([part.text_ids(texts[t]) for t in used])
+        padded = pad([part.text_ids(texts[t]) for t in used])
         found = part.model.match(
             memory,
             padded.to(engine.device),
-            text_lengths.to(engine.device),
             torch.from_numpy(rows).to(engine.device),
             torch.from_numpy(columns).to(engine.device),
         )
@@ -284,7 +284,7 @@ def rerank_captions(
     for clip, row in zip(owners, candidates, strict=True):
         fit.setdefault(clip, {}).update(dict.fromkeys(row, 0.0))
     for batch, arrays in engine.batches(clips, list(fit)):
-        audio, memory = part.model.embed_audio(*engine.frames(part, clips, arrays))
+        audio, memory = part.model.embed_audio(engine.frames(part, clips, arrays))
         vectors = audio.float().cpu().numpy()
         rows = [[row_of[text] for text in fit[clip]] for clip in batch]
         logits = _match(engine, part, memory, rows, texts)

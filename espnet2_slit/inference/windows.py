@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.clips import AudioClips, Clips
 from espnet2_slit.inference.engine import Engine, computes
 from espnet2_slit.inference.ranking import similarity
@@ -126,7 +127,7 @@ def iterate_windows(
                 rows = [frames[i : i + size * per_step] for i in places.tolist()]
                 lengths = torch.tensor([len(row) for row in rows], device=engine.device)
                 padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-                audio, _ = component.model.embed_audio(padded, lengths)
+                audio, _ = component.model.embed_audio(Padded(padded, lengths))
                 ends_s = np.minimum((some + size) * step_s, clips.durations_s[clip])
                 yield Windows(some * step_s, ends_s, audio.float().cpu().numpy())
 

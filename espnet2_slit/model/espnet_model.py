@@ -4,7 +4,7 @@ Owns how the parts meet (frames -> Q-Former -> heads or language model), the nam
 losses and the statistics. It leaves networks to `qformer`, losses to `objectives`,
 the frozen parts to `audio_encoder` and `language_model`.
 
-Loss convention: see `objectives`. The weight that a model returns is its local batch
+Loss convention: see `ranks`. The weight that a model returns is its local batch
 size, so ESPnet's Trainer makes W ranks of B/W equal one rank of B. The keys of `stats`
 are the same on every rank, at every step, in training and validation.
 """
@@ -16,20 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet2_slit.common import compat
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.common.precision import autocast, check_precision
 from espnet2_slit.model.objectives import (
+    ContrastiveOutput,
     RepresentationHeads,
     contrastive,
-    gather_memory,
-    gather_rows,
-    gather_text,
     generation,
-    global_mean,
     matching,
     sample_negative_pairs,
 )
-from espnet2_slit.model.qformer import AudioMemory, QFormer
-from espnet2_slit.model.query_windows import QueriedWindows, query_windows
+from espnet2_slit.model.qformer import QFormer, QueryOutput
+from espnet2_slit.model.qformer_layers import FrameKV
+from espnet2_slit.model.ranks import fetch, gather_memory, gather_rows, global_mean
 
 compat.prepare_espnet_import()
 
@@ -51,28 +50,27 @@ class SLITModel(AbsESPnetModel):
         precision: "float32", or "bfloat16": forward runs under autocast, also on a CPU,
             where ESPnet's --use_amp does nothing; or "auto": bfloat16 where the
             hardware has it. Weights stay float32.
-        extract_feats_in_collect_stats: ESPnet's switch; nothing is normalised by
-            statistics here, so its collect-stats stage never needs the model.
     """
 
+    # ESPnet's switch: nothing is normalised by statistics here, so that its
+    # collect-stats stage never needs the model.
+    extract_feats_in_collect_stats = False
     # Weights of other stages' models that this one may be given and has no use for,
     # and parts that an earlier stage does not have (see checkpoint.load_init_params).
-    parts_of_other_stages: Tuple[str, ...] = ()
-    new_parts: Tuple[str, ...] = ()
+    ignored_keys: Tuple[str, ...] = ()
+    new_keys: Tuple[str, ...] = ()
 
     def __init__(
         self,
         qformer: QFormer,
         audio_encoder: Optional[nn.Module] = None,
         precision: str = "float32",
-        extract_feats_in_collect_stats: bool = False,
     ):
         super().__init__()
         check_precision(precision, option="model_conf.precision")
         self.precision = precision
         self.qformer = qformer
         self.audio_encoder = audio_encoder
-        self.extract_feats_in_collect_stats = extract_feats_in_collect_stats
         # of this process, for the watch alone: not in checkpoints, not broadcast
         self._running_loss: Optional[Tensor] = None
 
@@ -88,7 +86,8 @@ class SLITModel(AbsESPnetModel):
         speech_lengths: Optional[Tensor] = None,
         feats: Optional[Tensor] = None,
         feats_lengths: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Tensor]:
+        **unused: Any,
+    ) -> Padded:
         """Frames of the frozen encoder, computed here or before.
 
         Args:
@@ -96,9 +95,10 @@ class SLITModel(AbsESPnetModel):
             feats: (B, T, D_a) from the cache.
             speech_lengths: (B,).
             feats_lengths: (B,).
+            **unused: utterance ids and whatever else a batch has.
 
         Returns:
-            frames (B, T, D_a) and lengths (B,).
+            (B, T, D_a).
 
         Raises:
             ValueError: neither or both given, or speech without an encoder.
@@ -110,13 +110,13 @@ class SLITModel(AbsESPnetModel):
                 "--train_data_path_and_name_and_type."
             )
         if feats is not None:
-            return feats, feats_lengths
+            return Padded(feats, feats_lengths)
         if self.audio_encoder is None:
             raise ValueError(
                 "found speech, but this model was built for cached features and has "
                 "no audio encoder. Give feats, or build it without `features`."
             )
-        return self.audio_encoder(speech, speech_lengths)
+        return Padded(*self.audio_encoder(speech, speech_lengths))
 
     def collect_feats(self, **batch: Tensor) -> Dict[str, Tensor]:
         """Nothing: no layer is normalised by corpus statistics."""
@@ -172,11 +172,10 @@ class RepresentationModel(SLITModel):
         generation_weight: of the loss; 0 leaves the objective out.
         gather: gradient through the other ranks' embeddings: "full" or "detach".
         precision: see SLITModel.
-        extract_feats_in_collect_stats: ESPnet's switch.
     """
 
-    parts_of_other_stages: Tuple[str, ...] = ("language_projection.", "language_model.")
-    new_parts = ("audio_encoder.",)
+    ignored_keys: Tuple[str, ...] = ("language_projection.", "language_model.")
+    new_keys = ("audio_encoder.",)
 
     def __init__(
         self,
@@ -192,17 +191,8 @@ class RepresentationModel(SLITModel):
         generation_weight: float = 1.0,
         gather: str = "full",
         precision: str = "float32",
-        extract_feats_in_collect_stats: bool = False,
     ):
-        super().__init__(
-            qformer, audio_encoder, precision, extract_feats_in_collect_stats
-        )
-        if qformer.query_window:
-            raise ValueError(
-                "model representation: expected one set of queries for a clip, found "
-                f"queries for every {qformer.query_window} frames. Leave "
-                "qformer_conf.query_window_s out."
-            )
+        super().__init__(qformer, audio_encoder, precision)
         self.weights = {
             "contrastive": contrastive_weight,
             "matching": matching_weight,
@@ -250,11 +240,7 @@ class RepresentationModel(SLITModel):
         qformer_text_lengths: Tensor,
         clip_id: Tensor,
         text_id: Tensor,
-        speech: Optional[Tensor] = None,
-        speech_lengths: Optional[Tensor] = None,
-        feats: Optional[Tensor] = None,
-        feats_lengths: Optional[Tensor] = None,
-        **kwargs: Any,
+        **audio: Any,
     ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
         """One step on B clips, each with one text.
 
@@ -263,133 +249,149 @@ class RepresentationModel(SLITModel):
             qformer_text_lengths: (B,).
             clip_id: (B, 1) hash of the clip; equal ones are never negatives.
             text_id: (B, 1) hash of the caption, likewise.
-            speech: (B, S), or
-            feats: (B, T, D_a).
-            speech_lengths: (B,).
-            feats_lengths: (B,).
-            **kwargs: utt_id and lengths that are not needed.
+            **audio: see `encode_audio`.
 
         Returns:
             loss, stats, weight = B.
         """
-        batch = len(qformer_text)
         if self.training:
             self.training_step += 1
-        frames, frame_lengths = self.encode_audio(
-            speech, speech_lengths, feats, feats_lengths
-        )
-        memory = self.qformer.read_frames(frames, frame_lengths)
-        queries = self.qformer.forward_queries(memory)  # (B, Q, D_q)
-        summary = self.qformer.forward_text(qformer_text, qformer_text_lengths)
+        text = Padded(qformer_text, qformer_text_lengths)
+        frames = self.encode_audio(**audio)
+        losses, stats = self.losses(frames, text, clip_id[:, 0], text_id[:, 0])
+        weighted = {
+            name: self.weights[name] * loss
+            for name, loss in losses.items()
+            if self.weights[name]
+        }
+        stats = {f"loss_{name}": loss for name, loss in losses.items()} | stats
+        return self._report(weighted, stats, len(qformer_text))
 
+    def losses(
+        self, frames: Padded, text: Padded, clip_id: Tensor, text_id: Tensor
+    ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+        """The objectives that are switched on, and their statistics.
+
+        Args:
+            frames: (B, T, D_a) of the clips.
+            text: (B, L) ids; text i belongs to clip i.
+            clip_id: (B,).
+            text_id: (B,).
+
+        Returns:
+            Losses before their weights (the contrastive one always, since negatives are
+            drawn by it) and statistics, scalars by name.
+        """
+        memory = self.qformer.encode_frames(frames)
+        queries = self.qformer.forward_queries(memory)  # (B, Q, D_q)
         contrast = contrastive(
             self.heads.embed_audio(queries.hidden),
-            self.heads.embed_text(summary),
+            self.heads.embed_text(self.qformer.forward_text(text)),
             self.heads.temperature(),
-            clip_id[:, 0],
-            text_id[:, 0],
+            clip_id,
+            text_id,
             self.label_smoothing,
             self.gather,
         )
-        losses = {"contrastive": contrast.loss}
-        stats = _contrast_stats(contrast)
+        losses, stats = {"contrastive": contrast.loss}, contrast.statistics()
         if self.weights["matching"]:
-            # Drawn by the samples' names: the order of the batch, and how it is spread
-            # over ranks, do not matter. Validation draws the same in each epoch.
-            names = gather_rows((clip_id ^ text_id)[:, 0], contrast.world, "detach")
-            negatives = sample_negative_pairs(
-                contrast, self.training_step if self.training else 0, names
-            )
-            pairs = self.qformer.forward_triplets(
-                memory,
-                qformer_text,
-                qformer_text_lengths,
-                gather_memory(
-                    self.qformer,
-                    memory,
-                    frames,
-                    frame_lengths,
-                    negatives.audio,
-                    contrast.world,
-                ),
-                *gather_text(
-                    qformer_text, qformer_text_lengths, negatives.text, contrast.world
-                ),
-            )  # (3B, Q, D_q)
-            logits = self.heads.match(pairs)  # (3B, 2)
-            losses["matching"] = matching(
-                logits, negatives.labels, negatives.valid, batch
-            )
-            right = (logits.argmax(1) == negatives.labels) & negatives.valid
-            stats["accuracy_matching"] = global_mean(
-                right.sum().float(), negatives.valid.sum(), batch
+            losses["matching"], stats["accuracy_matching"] = self._matching(
+                memory, frames, text, contrast, clip_id ^ text_id
             )
         if self.weights["generation"]:
-            logits, targets = self.qformer.forward_generation(
-                queries.cache, qformer_text, qformer_text_lengths
-            )  # (N_pred, V), (N_pred,)
-            losses["generation"] = generation(
-                logits, targets, batch, self.label_smoothing
+            losses["generation"], stats["accuracy_token"] = self._generation(
+                queries, text
             )
-            right = (logits.argmax(1) == targets).sum().float()
-            stats["accuracy_token"] = global_mean(right, targets.numel(), batch)
+        stats["temperature"] = self.heads.temperature()
+        stats["query_diversity"] = query_diversity(queries.hidden)
+        return losses, stats
 
-        stats = {
-            **{f"loss_{name}": value for name, value in losses.items()},
-            **stats,
-            "temperature": self.heads.temperature(),
-            "query_diversity": query_diversity(queries.hidden),
-        }
-        losses = {
-            name: self.weights[name] * value
-            for name, value in losses.items()
-            if self.weights[name]
-        }
-        return self._report(losses, stats, batch)
+    def _matching(
+        self,
+        memory: FrameKV,
+        frames: Padded,
+        text: Padded,
+        contrast: ContrastiveOutput,
+        sample_id: Tensor,
+    ) -> Tuple[Tensor, Tensor]:
+        """Loss and accuracy over each clip with its text and with hard negatives.
+
+        Drawn by the samples' ids: the order of the batch, and how it is spread over
+        ranks, do not matter. Validation draws the same in each epoch.
+        """
+        world, batch = contrast.world, len(sample_id)
+        sample_keys = gather_rows(sample_id, world, "detach")
+        seed = self.training_step if self.training else 0
+        negatives = sample_negative_pairs(contrast, seed, sample_keys)
+        pairs = self.qformer.forward_matching(
+            memory,
+            text,
+            gather_memory(self.qformer, memory, frames, negatives.audio, world),
+            fetch(text, negatives.text, world),
+        )
+        logits = self.heads.match(pairs)  # (3B, 2)
+        loss = matching(logits, negatives.labels, negatives.valid, batch)
+        correct = (logits.argmax(1) == negatives.labels) & negatives.valid
+        return loss, global_mean(correct.sum().float(), negatives.valid.sum(), batch)
+
+    def _generation(self, queries: QueryOutput, text: Padded) -> Tuple[Tensor, Tensor]:
+        """Loss and accuracy over the tokens of each text, written from the queries."""
+        batch = len(text.values)
+        logits, targets = self.qformer.forward_generation(queries, text)  # (N_pred, V)
+        loss = generation(logits, targets, batch, self.label_smoothing)
+        correct = (logits.argmax(1) == targets).sum().float()
+        return loss, global_mean(correct, targets.numel(), batch)
 
     # -- for inference --
 
-    def embed_audio(
-        self, frames: Tensor, frame_lengths: Tensor
-    ) -> Tuple[Tensor, AudioMemory]:
+    def embed_audio(self, frames: Padded) -> Tuple[Tensor, FrameKV]:
         """Clips in the joint space.
 
         Args:
             frames: (B, T, D_a).
-            frame_lengths: (B,).
 
         Returns:
-            (B, Q, E) unit length, and the memory for `match`.
+            (B, W Q, E) unit length, and the memory for `match`. Where a clip has fewer
+            query windows than others, its first query fills the rest, which changes no
+            maximum.
         """
-        memory = self.qformer.read_frames(frames, frame_lengths)
+        memory = self.qformer.encode_frames(frames)
         hidden = self.qformer.forward_queries(memory).hidden
         return self.heads.embed_audio(hidden), memory
 
-    def embed_text(self, qformer_text: Tensor, qformer_text_lengths: Tensor) -> Tensor:
+    def embed_windows(self, frames: Padded) -> List[Tensor]:
+        """Each query window in the joint space, for search inside a clip.
+
+        Args:
+            frames: (B, T, D_a).
+
+        Returns:
+            For each clip (its windows, Q, E), unit length; their places in time are
+            `qformer.window_spans(length)`.
+        """
+        embedded, memory = self.embed_audio(frames)
+        windows = embedded.unflatten(1, (memory.windows, -1))
+        if memory.counts is None:
+            return list(windows)
+        counts = memory.counts.tolist()
+        return [clip[:count] for clip, count in zip(windows, counts, strict=True)]
+
+    def embed_text(self, text: Padded) -> Tensor:
         """Texts in the joint space: (S, L) ids -> (S, E) unit length."""
-        summary = self.qformer.forward_text(qformer_text, qformer_text_lengths)
-        return self.heads.embed_text(summary)
+        return self.heads.embed_text(self.qformer.forward_text(text))
 
     def match(
-        self,
-        memory: AudioMemory,
-        text: Tensor,
-        text_lengths: Tensor,
-        audio_index: Tensor,
-        text_index: Tensor,
+        self, memory: FrameKV, text: Padded, audio_index: Tensor, text_index: Tensor
     ) -> Tensor:
         """Matching logit of any pairs, (N,): the second output, as LAVIS re-ranks.
 
         Args:
             memory: B clips, of `embed_audio`.
             text: (S, L) ids.
-            text_lengths: (S,).
             audio_index: (N,) clip of each pair.
             text_index: (N,) text of each pair.
         """
-        pairs = self.qformer.forward_pairs(
-            memory, text, text_lengths, audio_index, text_index
-        )
+        pairs = self.qformer.forward_pairs(memory, text, audio_index, text_index)
         return self.heads.match(pairs)[:, 1]
 
     @property
@@ -398,131 +400,54 @@ class RepresentationModel(SLITModel):
         return float(self.heads.temperature().detach())
 
 
-class _PromptedModel(SLITModel):
-    """Queries become a soft prompt of the frozen language model.
+class PromptedModel(SLITModel):
+    """Stage 2 and instruction tuning: queries prompt the frozen language model.
+
+    In generative learning the queries read the audio alone; in instruction tuning the
+    instruction goes to the language model and, if they have a text branch, to the
+    queries.
 
     Args:
         qformer: its language head is not needed.
         language_model: frozen, possibly with trained LoRA weights.
         audio_encoder: frozen encoder; None for cached features.
+        instructed: instruction tuning.
+        carry_text_branch: of generative learning: keep the Q-Former's text side,
+            untrained, in the checkpoints, so that instruction tuning can start from it.
         precision: see SLITModel.
-        extract_feats_in_collect_stats: ESPnet's switch.
     """
 
-    parts_of_other_stages: Tuple[str, ...] = (
+    ignored_keys: Tuple[str, ...] = (
         "heads.",
         "training_step",
         "qformer.language_head.",
     )
-    new_parts = ("language_projection.", "language_model.", "audio_encoder.")
+    new_keys = ("language_projection.", "language_model.", "audio_encoder.")
 
     def __init__(
         self,
         qformer: QFormer,
         language_model: nn.Module,
         audio_encoder: Optional[nn.Module] = None,
-        precision: str = "float32",
-        extract_feats_in_collect_stats: bool = False,
-    ):
-        super().__init__(
-            qformer, audio_encoder, precision, extract_feats_in_collect_stats
-        )
-        self.language_model = language_model
-        self.language_projection = nn.Linear(qformer.width, language_model.width)
-
-    def prefix(
-        self,
-        frames: Tensor,
-        frame_lengths: Tensor,
-        qformer_instruction: Optional[Tensor] = None,
-        qformer_instruction_lengths: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Soft prompt of each clip.
-
-        Args:
-            frames: (B, T, D_a).
-            frame_lengths: (B,).
-            qformer_instruction: (B, L) ids that the queries read beside the audio.
-            qformer_instruction_lengths: (B,).
-
-        Returns:
-            prefix (B, N, D_l), the Q queries of each of a clip's windows after each
-            other, and their number (B,); None: N for every clip.
-        """
-        queries = query_windows(
-            self.qformer,
-            frames,
-            frame_lengths,
-            qformer_instruction,
-            qformer_instruction_lengths,
-        )
-        return queries.join(self.language_projection(queries.hidden))
-
-    def _step(
-        self,
-        queries: QueriedWindows,
-        llm_target: Tensor,
-        llm_target_lengths: Tensor,
-        llm_prompt: Optional[Tensor],
-        llm_prompt_lengths: Optional[Tensor],
-    ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
-        batch = len(llm_target)
-        prefix, lengths = queries.join(self.language_projection(queries.hidden))
-        total, tokens, right = self.language_model.loss(
-            prefix,  # (B, N, D_l)
-            llm_prompt,
-            llm_prompt_lengths,
-            llm_target,
-            llm_target_lengths,
-            lengths,
-        )
-        losses = {"language_model": global_mean(total, tokens, batch)}
-        stats = {
-            "loss_language_model": losses["language_model"],
-            "accuracy_token": global_mean(right.float(), tokens, batch),
-            "query_diversity": query_diversity(queries.hidden),
-        }
-        return self._report(losses, stats, batch)
-
-
-class GenerativeModel(_PromptedModel):
-    """Stage 2: the queries learn the language of the frozen language model.
-
-    Args:
-        qformer: with or without text branch.
-        language_model: frozen.
-        audio_encoder: frozen encoder; None for cached features.
-        carry_text_branch: keep the Q-Former's text side, untrained, in the
-            checkpoints, so that instruction tuning can start from this stage.
-        precision: see SLITModel.
-        extract_feats_in_collect_stats: ESPnet's switch.
-    """
-
-    def __init__(
-        self,
-        qformer: QFormer,
-        language_model: nn.Module,
-        audio_encoder: Optional[nn.Module] = None,
+        instructed: bool = False,
         carry_text_branch: bool = True,
         precision: str = "float32",
-        extract_feats_in_collect_stats: bool = False,
     ):
-        super().__init__(
-            qformer,
-            language_model,
-            audio_encoder,
-            precision,
-            extract_feats_in_collect_stats,
-        )
-        if carry_text_branch != (qformer.embedding is not None):
+        super().__init__(qformer, audio_encoder, precision)
+        self.language_model = language_model
+        self.language_projection = nn.Linear(qformer.width, language_model.width)
+        has_text = qformer.embedding is not None
+        if not has_text:
+            self.ignored_keys += text_branch_names(qformer)
+        if instructed:
+            return
+        if carry_text_branch != has_text:
             raise ValueError(
                 f"carry_text_branch is {carry_text_branch}, so the Q-Former must be "
                 f"built with text_branch {carry_text_branch}."
             )
         for part in text_branch(qformer):
             part.requires_grad_(False)
-        if not carry_text_branch:
-            self.parts_of_other_stages += text_branch_names(qformer)
 
     def forward(
         self,
@@ -530,115 +455,61 @@ class GenerativeModel(_PromptedModel):
         llm_target_lengths: Tensor,
         llm_prompt: Optional[Tensor] = None,
         llm_prompt_lengths: Optional[Tensor] = None,
-        speech: Optional[Tensor] = None,
-        speech_lengths: Optional[Tensor] = None,
-        feats: Optional[Tensor] = None,
-        feats_lengths: Optional[Tensor] = None,
-        **kwargs: Any,
-    ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
-        """One step on B clips, each with the text to write.
-
-        Args:
-            llm_target: (B, L) ids of the language model, EOS included.
-            llm_target_lengths: (B,).
-            llm_prompt: (B, L) ids before the target, if a prompt is configured.
-            llm_prompt_lengths: (B,).
-            speech: (B, S), or
-            feats: (B, T, D_a).
-            speech_lengths: (B,).
-            feats_lengths: (B,).
-            **kwargs: utt_id and ids that are not needed.
-
-        Returns:
-            loss, stats, weight = B.
-        """
-        frames, frame_lengths = self.encode_audio(
-            speech, speech_lengths, feats, feats_lengths
-        )
-        queries = query_windows(self.qformer, frames, frame_lengths)
-        return self._step(
-            queries, llm_target, llm_target_lengths, llm_prompt, llm_prompt_lengths
-        )
-
-
-class InstructionModel(_PromptedModel):
-    """Instruction tuning: the instruction goes to the language model and the queries.
-
-    Args:
-        qformer: with text branch if the queries read the instruction.
-        language_model: frozen.
-        audio_encoder: frozen encoder; None for cached features.
-        precision: see SLITModel.
-        extract_feats_in_collect_stats: ESPnet's switch.
-    """
-
-    def __init__(
-        self,
-        qformer: QFormer,
-        language_model: nn.Module,
-        audio_encoder: Optional[nn.Module] = None,
-        precision: str = "float32",
-        extract_feats_in_collect_stats: bool = False,
-    ):
-        super().__init__(
-            qformer,
-            language_model,
-            audio_encoder,
-            precision,
-            extract_feats_in_collect_stats,
-        )
-        if qformer.embedding is None:
-            self.parts_of_other_stages += text_branch_names(qformer)
-        else:
-            # After the last layer only the queries are read: DDP would wait for ever
-            # for the gradient of the text's last feed-forward.
-            qformer.layers[-1].text_feed_forward.requires_grad_(False)
-
-    def forward(
-        self,
-        llm_prompt: Tensor,
-        llm_prompt_lengths: Tensor,
-        llm_target: Tensor,
-        llm_target_lengths: Tensor,
         qformer_instruction: Optional[Tensor] = None,
         qformer_instruction_lengths: Optional[Tensor] = None,
-        speech: Optional[Tensor] = None,
-        speech_lengths: Optional[Tensor] = None,
-        feats: Optional[Tensor] = None,
-        feats_lengths: Optional[Tensor] = None,
-        **kwargs: Any,
+        **audio: Any,
     ) -> Tuple[Tensor, Dict[str, Tensor], Tensor]:
-        """One step on B samples: clip, instruction, target.
+        """One step on B samples: clip, perhaps an instruction, text to write.
 
         Args:
-            llm_prompt: (B, L) the instruction for the language model.
-            llm_prompt_lengths: (B,).
             llm_target: (B, L) ids of the language model, EOS included.
             llm_target_lengths: (B,).
-            qformer_instruction: (B, L) the instruction for the Q-Former.
+            llm_prompt: (B, L) ids before the target: the instruction, or a prompt if
+                one is configured.
+            llm_prompt_lengths: (B,).
+            qformer_instruction: (B, L) the instruction for the queries.
             qformer_instruction_lengths: (B,).
-            speech: (B, S), or
-            feats: (B, T, D_a).
-            speech_lengths: (B,).
-            feats_lengths: (B,).
-            **kwargs: utt_id and ids that are not needed.
+            **audio: see `encode_audio`.
 
         Returns:
             loss, stats, weight = B.
         """
-        frames, frame_lengths = self.encode_audio(
-            speech, speech_lengths, feats, feats_lengths
+        batch, target = len(llm_target), Padded(llm_target, llm_target_lengths)
+        instruction = _padded(qformer_instruction, qformer_instruction_lengths)
+        queries = self._queries(self.encode_audio(**audio), instruction)
+        total, tokens, correct = self.language_model.loss(
+            self._project(queries), _padded(llm_prompt, llm_prompt_lengths), target
         )
-        queries = query_windows(
-            self.qformer,
-            frames,
-            frame_lengths,
-            qformer_instruction,
-            qformer_instruction_lengths,
-        )
-        return self._step(
-            queries, llm_target, llm_target_lengths, llm_prompt, llm_prompt_lengths
-        )
+        losses = {"language_model": global_mean(total, tokens, batch)}
+        stats = {
+            "loss_language_model": losses["language_model"],
+            "accuracy_token": global_mean(correct.float(), tokens, batch),
+            "query_diversity": query_diversity(queries),
+        }
+        return self._report(losses, stats, batch)
+
+    def prefix(self, frames: Padded, instruction: Optional[Padded] = None) -> Padded:
+        """Soft prompt of each clip.
+
+        Args:
+            frames: (B, T, D_a).
+            instruction: (B, L) ids that the queries read beside the audio.
+
+        Returns:
+            (B, W Q, D_l), window after window.
+        """
+        return self._project(self._queries(frames, instruction))
+
+    def _queries(self, frames: Padded, instruction: Optional[Padded]) -> Padded:
+        memory = self.qformer.encode_frames(frames)
+        return self.qformer.forward_queries(memory, instruction).hidden
+
+    def _project(self, queries: Padded) -> Padded:
+        return Padded(self.language_projection(queries.values), queries.lengths)
+
+
+def _padded(values: Optional[Tensor], lengths: Optional[Tensor]) -> Optional[Padded]:
+    return None if values is None else Padded(values, lengths)
 
 
 # ---------------------------------------------------------------------- parts
@@ -662,33 +533,23 @@ def text_branch_names(qformer: QFormer) -> Tuple[str, ...]:
 
 
 @torch.no_grad()
-def query_diversity(hidden: Tensor) -> Tensor:
+def query_diversity(queries: Padded) -> Tensor:
     """How different a clip's queries are: 1 - mean cosine of two of them.
 
     Args:
-        hidden: (B, Q, D_q).
+        queries: (B, Q, D).
 
     Returns:
         Scalar, mean over the clips: near 0 when all queries say the same (dead
         queries), NaN with a single query.
     """
-    unit = F.normalize(hidden.detach().float(), dim=-1)
-    count = hidden.size(1)
+    unit = F.normalize(queries.values.detach().float(), dim=-1)
+    count = torch.full((len(unit),), float(unit.size(1)), device=unit.device)
+    if queries.lengths is not None:
+        unit = unit * queries.mask()[..., None]
+        count = queries.lengths.float()
     # sum over all pairs of cosines = squared length of the sum
     both = unit.sum(1).square().sum(-1)  # (B,)
-    return (1 - (both - count) / (count * (count - 1.0) or float("nan"))).mean()
-
-
-@torch.no_grad()
-def _contrast_stats(contrast) -> Dict[str, Tensor]:
-    """In-batch recall of both directions, and how far the similarities spread."""
-    stats = {}
-    for direction in ("audio_to_text", "text_to_audio"):
-        scores = getattr(contrast, direction)
-        best = scores.argmax(dim=1, keepdim=True)
-        stats[f"recall_{direction}"] = contrast.positives.gather(1, best).float().mean()
-    # collapsed: all similarities of a clip equal
-    stats["similarity_spread"] = contrast.audio_to_text.std(
-        dim=1, unbiased=False
-    ).mean()
-    return stats
+    pairs = count * (count - 1)
+    cosine = ((both - count) / pairs).where(pairs > 0, float("nan"))
+    return (1 - cosine).mean()

@@ -1,8 +1,9 @@
 """One interface over Hugging Face language models that read audio as a soft prefix.
 
 Owns the layout of the sequence (where prefix, prompt and target stand), padding sides,
-the label shift, the loss, generation and the scoring of candidates. Freezing is
-`frozen`'s, special tokens around texts `prompt_encoder`'s, wording `templates`'.
+the label shift, the loss, generation and the scoring of candidates. Loading is
+`load_language_model`'s, freezing `frozen`'s, special tokens around texts
+`prompt_encoder`'s, wording `templates`'.
 
 Layout, one row; only the target is predicted:
 
@@ -26,25 +27,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from espnet2_slit.common.identity import fingerprint, weights_folder
-from espnet2_slit.common.precision import (
-    PRECISIONS,
-    choose_precision,
-    default_device,
-)
-from espnet2_slit.data.prompt_encoder import PromptEncoder, load_prompt_encoder
+from espnet2_slit.common.identity import fingerprint
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.data.prompt_encoder import PromptEncoder
+from espnet2_slit.model.cpu_attention import use_fast_attention
 from espnet2_slit.model.frozen import Frozen
-from espnet2_slit.model.frozen_attention import use_fast_attention
-
-__all__ = [
-    "GenerationOptions",
-    "LanguageModel",
-    "PromptEncoder",
-    "load_language_model",
-    "load_prompt_encoder",
-]
-
-DTYPES = (*PRECISIONS, "float16")
 
 
 @dataclass(frozen=True)
@@ -192,12 +179,9 @@ class LanguageModel(nn.Module):
 
     def loss(
         self,
-        prefix: Tensor,
-        prompt: Tensor | None,
-        prompt_lengths: Tensor | None,
-        target: Tensor,
-        target_lengths: Tensor,
-        prefix_lengths: Tensor | None = None,
+        prefix: Padded,
+        prompt: Padded | None,
+        target: Padded,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Negative log-likelihood of the targets; gradients reach the prefix.
 
@@ -207,30 +191,27 @@ class LanguageModel(nn.Module):
         Args:
             prefix: (B, Q, D_l) in any floating dtype.
             prompt: (B, L) from `encode_prompt`, or None: the ids of an empty prompt.
-            prompt_lengths: (B,), or None with prompt.
             target: (B, L) from `encode_target`.
-            target_lengths: (B,).
-            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             Sum over all target tokens in nats (float32 scalar), their number (int64
             scalar), and how many of them were the most likely token (int64 scalar).
         """
-        mask = _mask(target, target_lengths)
+        mask, target_ids = target.mask(), target.values
         rows, columns = mask.nonzero(as_tuple=True)
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
+        embedded, used = self._inputs(prefix, prompt)
         if self.kind == "seq2seq":
             states, used = self._encode(embedded, used)
-            start = target.new_full((len(target), 1), self._start_id)
+            start = target_ids.new_full((len(target_ids), 1), self._start_id)
             with self._project_only(rows, columns):
                 output = self.frozen(
                     encoder_outputs=states,
                     attention_mask=used,
-                    decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1),
+                    decoder_input_ids=torch.cat([start, target_ids[:, :-1]], dim=1),
                     use_cache=False,
                 )
         else:
-            embedded = torch.cat([embedded, self._embed(target)], dim=1)
+            embedded = torch.cat([embedded, self._embed(target_ids)], dim=1)
             first = used.sum(dim=1)  # of the target
             embedded = _align(embedded, torch.cat([used, mask], dim=1), "left")[0]
             # Padding is at the end, where causal attention keeps it from being seen:
@@ -238,7 +219,7 @@ class LanguageModel(nn.Module):
             with self._project_only(rows, first[rows] + columns - 1):
                 output = self.frozen(inputs_embeds=embedded, use_cache=False)
         logits = self._projected(output.logits, len(rows))
-        labels = target[rows, columns]
+        labels = target_ids[rows, columns]
         total = nn.functional.cross_entropy(logits, labels, reduction="sum")
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
         return total, mask.sum(), correct
@@ -247,42 +228,34 @@ class LanguageModel(nn.Module):
 
     def generate(
         self,
-        prefix: Tensor,
-        prompt: Tensor | None = None,
-        prompt_lengths: Tensor | None = None,
+        prefix: Padded,
+        prompt: Padded | None = None,
         options: GenerationOptions | None = None,
-        prefix_lengths: Tensor | None = None,
     ) -> list[str]:
         """The most likely text of every row: the first of `generate_several`."""
-        written = self.generate_several(
-            prefix, prompt, prompt_lengths, options, prefix_lengths
-        )
+        written = self.generate_several(prefix, prompt, options)
         return [texts[0] for texts in written]
 
     @torch.no_grad()
     def generate_several(
         self,
-        prefix: Tensor,
-        prompt: Tensor | None = None,
-        prompt_lengths: Tensor | None = None,
+        prefix: Padded,
+        prompt: Padded | None = None,
         options: GenerationOptions | None = None,
-        prefix_lengths: Tensor | None = None,
     ) -> list[list[str]]:
         """Texts for every row, by beam search, greedy search or sampling.
 
         Args:
             prefix: (B, Q, D_l).
             prompt: (B, L), or None: the ids of an empty prompt.
-            prompt_lengths: (B,), or None with prompt.
             options: None for the defaults.
-            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             For each of B rows max(1, `options.rerank`) texts without special tokens and
             outer blanks; beams stand in their order, the best first.
         """
         options = options or GenerationOptions()
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
+        embedded, used = self._inputs(prefix, prompt)
         # Decoders continue at the right end, so their padding stands at the left.
         side = "left" if self.kind == "seq2seq" else "right"
         embedded, used = _align(embedded, used, side)
@@ -347,13 +320,10 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def score_candidates(
         self,
-        prefix: Tensor,
-        prompt: Tensor | None,
-        prompt_lengths: Tensor | None,
-        candidates: Tensor,
-        candidate_lengths: Tensor,
+        prefix: Padded,
+        prompt: Padded | None,
+        candidates: Padded,
         batch_size: int = 64,
-        prefix_lengths: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of every candidate for every clip.
 
@@ -363,20 +333,17 @@ class LanguageModel(nn.Module):
         Args:
             prefix: (B, Q, D_l).
             prompt: (B, L), or None: the ids of an empty prompt.
-            prompt_lengths: (B,), or None with prompt.
             candidates: (C, L) from `encode_target`.
-            candidate_lengths: (C,).
             batch_size: pairs of clip and candidate that are run at once.
-            prefix_lengths: (B,) vectors of each row; None: all of them.
 
         Returns:
             (B, C) float32 sums over tokens, EOS included, in nats; divide by
-            `candidate_lengths` for means per token.
+            the candidates' lengths for means per token.
         """
-        embedded, used = self._inputs(prefix, prompt, prompt_lengths, prefix_lengths)
-        candidates = candidates.to(embedded.device)
+        embedded, used = self._inputs(prefix, prompt)
+        clips_count, ids = len(prefix.values), candidates.values.to(embedded.device)
         if self.kind == "seq2seq":
-            start = candidates.new_full((len(prefix), 1), self._start_id)
+            start = ids.new_full((clips_count, 1), self._start_id)
             states, used = self._encode(embedded, used)
             output = self.frozen(
                 encoder_outputs=states,
@@ -395,22 +362,23 @@ class LanguageModel(nn.Module):
                 logits_to_keep=1,
             )
         first = output.logits[:, -1].float().log_softmax(dim=-1)  # (B, V)
-        lengths = candidate_lengths.tolist()
+        mask = candidates.mask().to(ids.device)
+        lengths = mask.sum(dim=1).tolist()
         # Shortest first, all clips of a candidate together: little padding in a batch.
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        pairs = [(clip, c) for c in order for clip in range(len(prefix))]
-        scores = first.new_zeros(len(prefix), len(candidates))
+        pairs = [(clip, c) for c in order for clip in range(clips_count)]
+        scores = first.new_zeros(clips_count, len(ids))
         for i in range(0, len(pairs), batch_size):
             clips, chosen = torch.tensor(
                 pairs[i : i + batch_size], device=first.device
             ).unbind(dim=1)
             longest = max(lengths[c] for _, c in pairs[i : i + batch_size])
-            tokens = candidates[chosen, :longest]  # (N, L)
-            mask = _mask(tokens, candidate_lengths.to(tokens.device)[chosen])
+            tokens = ids[chosen, :longest]  # (N, L)
             total = first[clips, tokens[:, 0]]
             if longest > 1:
                 cache = _select(output.past_key_values, clips)
-                total = total + self._continue(tokens, mask, cache, clips, used, states)
+                real = mask[chosen, :longest]
+                total = total + self._continue(tokens, real, cache, clips, used, states)
             scores[clips, chosen] = total
         return scores
 
@@ -448,27 +416,21 @@ class LanguageModel(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         return self.frozen.module.get_input_embeddings()(ids)
 
-    def _inputs(
-        self, prefix, prompt, prompt_lengths, prefix_lengths=None
-    ) -> tuple[Tensor, Tensor]:
+    def _inputs(self, prefix: Padded, prompt: Padded | None) -> tuple[Tensor, Tensor]:
         """(B, N, D_l) of head, prefix and prompt, and (B, N) where they are real."""
-        if prefix.dim() != 3 or prefix.shape[2] != self.width:
+        vectors = prefix.values
+        if vectors.dim() != 3 or vectors.shape[2] != self.width:
             raise ValueError(
-                f"prefix: expected (B, Q, {self.width}), found {tuple(prefix.shape)}"
+                f"prefix: expected (B, Q, {self.width}), found {tuple(vectors.shape)}"
             )
-        rows, device = len(prefix), prefix.device
+        rows, device = len(vectors), vectors.device
         if prompt is None:
-            prompt = self._no_prompt.expand(rows, -1)
-            prompt_lengths = torch.full((rows,), prompt.shape[1], device=device)
+            prompt = Padded(self._no_prompt.expand(rows, -1))
         head = self._embed(self._head).expand(rows, -1, -1)
-        embedded = torch.cat(
-            [head, prefix.to(head.dtype), self._embed(prompt.to(device))], dim=1
-        )
-        before = head.shape[1] + prefix.shape[1]
-        real = torch.ones(rows, before, dtype=torch.bool, device=device)
-        if prefix_lengths is not None:
-            real[:, head.shape[1] :] = _mask(prefix[..., 0], prefix_lengths.to(device))
-        return embedded, torch.cat([real, _mask(prompt, prompt_lengths)], dim=1)
+        prompt_vectors = self._embed(prompt.values.to(device))
+        embedded = torch.cat([head, vectors.to(head.dtype), prompt_vectors], dim=1)
+        real = torch.ones(rows, head.shape[1], dtype=torch.bool, device=device)
+        return embedded, torch.cat([real, prefix.mask(), prompt.mask().to(device)], 1)
 
     def _encode(self, embedded: Tensor, used: Tensor):
         """Run the encoder of a seq2seq model: its output and the mask as integers."""
@@ -548,104 +510,7 @@ class LanguageModel(nn.Module):
         }
 
 
-def load_language_model(
-    path: str | Path,
-    dtype: str = "float32",
-    revision: str | None = None,
-    lora: dict | None = None,
-    load_in_bits: int | None = None,
-    trust_remote_code: bool = False,
-    use_chat_template: bool | str = "auto",
-    layout: dict | None = None,
-) -> LanguageModel:
-    """Load a language model and its tokenizer, frozen.
-
-    Args:
-        path: folder of `save_pretrained`, or a name on the Hugging Face Hub. Its
-            configuration decides whether it is sequence-to-sequence or causal.
-        dtype: of the weights: float32, bfloat16 or float16; "auto" is bfloat16 where
-            the hardware has it, else float32. The loss is in float32.
-        revision: branch, tag or commit on the Hub.
-        lora: keywords of `peft.LoraConfig` (r, lora_alpha, target_modules, ...).
-        load_in_bits: 8 or 4 with bitsandbytes, on the current CUDA device.
-        trust_remote_code: run code that comes with the model.
-        use_chat_template: "auto" (if the tokenizer has one), True or False.
-        layout: see `PromptEncoder`; None: what the tokenizer puts around texts.
-
-    Returns:
-        The model, in eval mode.
-
-    Raises:
-        ValueError: weights are missing, or tokenizer and model disagree.
-        ImportError: PEFT or bitsandbytes is needed and not installed.
-    """
-    import transformers
-
-    dtype = choose_precision(dtype, default_device(), DTYPES, option="dtype")
-    hub = dict(revision=revision, trust_remote_code=trust_remote_code)
-    config = transformers.AutoConfig.from_pretrained(path, **hub)
-    text = load_prompt_encoder(
-        path, use_chat_template=use_chat_template, layout=layout, **hub
-    )
-    if config.is_encoder_decoder:
-        model_class = transformers.AutoModelForSeq2SeqLM
-    else:
-        model_class = transformers.AutoModelForCausalLM
-    quantization = {} if load_in_bits is None else _quantization(load_in_bits, dtype)
-    model, report = model_class.from_pretrained(
-        path,
-        config=config,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        **quantization,
-        **hub,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{path}: {len(missing)} weights of {type(model).__name__} are not in its "
-            f"files, so they would stay random: {', '.join(missing[:8])}. Give the "
-            "folder of a complete language model."
-        )
-    return LanguageModel(
-        model,
-        text,
-        path=path,
-        revision=revision,
-        weights=weights_folder(path, revision),
-        lora=lora,
-        load_in_bits=load_in_bits,
-    )
-
-
-# ---------------------------------------------------------------------- loading
-
-
-def _quantization(bits: int, dtype: str) -> dict:
-    """Keywords of from_pretrained for 8- or 4-bit weights."""
-    if bits not in (4, 8):
-        raise ValueError(f"load_in_bits: expected 4, 8 or null, found {bits!r}")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"load_in_bits: {bits} needs bitsandbytes, which is not installed: "
-            "pip install 'espnet2_slit[quantize]'"
-        ) from error
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"load_in_bits: {bits} needs a CUDA device, found none. Leave it out."
-        )
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_8bit=bits == 8,
-        load_in_4bit=bits == 4,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-        bnb_4bit_quant_type="nf4",
-    )
-    device = torch.cuda.current_device()
-    return dict(quantization_config=config, device_map={"": device})
+# ---------------------------------------------------------------------- parts
 
 
 def _add_lora(model: nn.Module, lora: dict) -> dict[str, nn.Parameter]:
@@ -730,12 +595,6 @@ def _start_id(model: nn.Module, path: str) -> int | None:
 
 
 # --------------------------------------------------------------- tensors of sequences
-
-
-def _mask(ids: Tensor, lengths: Tensor) -> Tensor:
-    """(B, L) True at the first `lengths` positions of each row."""
-    positions = torch.arange(ids.shape[1], device=lengths.device)
-    return positions < lengths.unsqueeze(1)
 
 
 def _align(embedded: Tensor, used: Tensor, side: str) -> tuple[Tensor, Tensor]:

@@ -1,264 +1,23 @@
-"""The three losses of audio-text pre-training, and how they cross ranks.
+"""The three losses of audio-text pre-training and their small layers.
 
-Owns contrastive, matching and generation losses, hard-negative sampling and all
-gathering between ranks; the passes that feed them are in `qformer`. Everything works
-without a process group, with one sample, and with different batch sizes per rank.
-
-A training step of the representation model, complete:
-
-    memory = qformer.read_frames(frames, frame_lengths)
-    queries = qformer.forward_queries(memory)
-    summary = qformer.forward_text(text, text_lengths)
-    contrast = contrastive(
-        heads.embed_audio(queries.hidden), heads.embed_text(summary),
-        heads.temperature(), clip_ids, text_ids,
-    )
-    negatives = sample_negative_pairs(contrast, seed)  # seed: equal on all ranks
-    pairs = qformer.forward_triplets(
-        memory, text, text_lengths,
-        gather_memory(qformer, memory, frames, frame_lengths,
-                      negatives.audio, contrast.world),
-        *gather_text(text, text_lengths, negatives.text, contrast.world),
-    )
-    losses = {
-        "contrastive": contrast.loss,
-        "matching": matching(
-            heads.match(pairs), negatives.labels, negatives.valid, len(text)
-        ),
-        "generation": generation(
-            *qformer.forward_generation(queries.cache, text, text_lengths), len(text)
-        ),
-    }
-
-Loss convention. ESPnet's Trainer weights the loss of rank r by its batch size B_r.
-Every loss here is scaled so that sum_r(B_r * loss_r) / sum_r(B_r) is the loss that
-one rank would compute on the whole batch, and so are the gradients after DDP's mean.
-`global_mean` does this for sums over tokens or rows; use it for other losses too.
+Owns the contrastive, matching and generation losses and the drawing of hard negatives;
+the passes that feed them are in `qformer`, what crosses ranks in `ranks` (which states
+the convention of all losses), the step itself in `espnet_model`.
 
 Shape letters as in the package: B clips of this rank, W ranks, WB clips of all ranks,
-Q queries, E joint width, V vocabulary.
+Q queries of a clip, E joint width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from espnet2_slit.model.qformer import AudioMemory, QFormer
-
-GATHER_RULES = ("full", "detach")
-
-
-# -- ranks --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """The batch of all ranks, in the order of the ranks.
-
-    Attributes:
-        rank: of this process.
-        sizes: B of each rank.
-    """
-
-    rank: int
-    sizes: tuple[int, ...]
-
-    @property
-    def offset(self) -> int:
-        """Place of this rank's first sample among all."""
-        return sum(self.sizes[: self.rank])
-
-    @property
-    def total(self) -> int:
-        """Samples of all ranks, WB."""
-        return sum(self.sizes)
-
-    @property
-    def size(self) -> int:
-        """Number of ranks, W."""
-        return len(self.sizes)
-
-    @staticmethod
-    def of(batch: int, device: torch.device) -> World:
-        """Ask every rank for its batch size (one small exchange)."""
-        if not _is_parallel():
-            return World(0, (batch,))
-        mine = torch.tensor([batch], device=device)
-        sizes = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, mine)
-        return World(dist.get_rank(), tuple(torch.cat(sizes).tolist()))
-
-
-def _is_parallel() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class _GatherFull(torch.autograd.Function):
-    """Concatenate over ranks; backward sums each rank's gradient for our rows."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, world: World) -> Tensor:
-        ctx.world = world
-        return _gather_values(x, world)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        world = ctx.world
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.narrow(0, world.offset, world.sizes[world.rank]), None
-
-
-def _gather_values(x: Tensor, world: World) -> Tensor:
-    largest = max(world.sizes)
-    padded = x.detach().new_zeros(largest, *x.shape[1:])
-    padded[: x.size(0)] = x.detach()
-    parts = [torch.empty_like(padded) for _ in world.sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, world.sizes, strict=True)])
-
-
-def gather_rows(x: Tensor, world: World, rule: str = "full") -> Tensor:
-    """Rows of all ranks, (B, ...) -> (WB, ...), in the order of the ranks.
-
-    Args:
-        x: this rank's rows.
-        world: sizes of all ranks.
-        rule: "full": the gradient flows through the gathered rows of every rank, as
-            in CLIP; after DDP's mean it is the gradient of one rank with the whole
-            batch. "detach": no gradient at all through the result, also on one rank,
-            as in LAVIS.
-
-    Returns:
-        (WB, ...).
-
-    Raises:
-        ValueError: unknown rule.
-    """
-    if rule not in GATHER_RULES:
-        raise ValueError(f"gather rule must be one of {GATHER_RULES}, found {rule!r}")
-    if world.size == 1:
-        return x if rule == "full" else x.detach()
-    if rule == "full" and x.is_floating_point():
-        return _GatherFull.apply(x, world)
-    return _gather_values(x, world)
-
-
-def fetch_rows(x: Tensor, index: Tensor, world: World) -> Tensor:
-    """Rows `index` of all ranks' `x`, without gradient.
-
-    One rank after the other shows its rows and each rank keeps those it asked for, so
-    memory stays at one rank's rows whatever W is. The second axis (frames, tokens) may
-    differ in length between ranks; the result has the longest, zero-padded.
-
-    Args:
-        x: (B, L, ...) or (B,) rows of this rank.
-        index: (N,) places in the concatenation of all ranks.
-        world: sizes of all ranks.
-
-    Returns:
-        (N, L_max, ...) or (N,).
-    """
-    if world.size == 1:
-        return x.detach()[index]
-    x = x.detach()
-    if x.dim() > 1:
-        longest = torch.tensor([x.size(1)], device=x.device)
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        missing = int(longest) - x.size(1)
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    result = x.new_zeros(index.numel(), *x.shape[1:])
-    start = 0
-    for rank, size in enumerate(world.sizes):
-        shown = x.new_empty(size, *x.shape[1:])
-        if rank == world.rank:
-            shown.copy_(x)
-        dist.broadcast(shown, src=rank)
-        here = (index >= start) & (index < start + size)
-        rows = shown[(index - start).clamp(0, size - 1)]
-        result = torch.where(here.view(-1, *[1] * (x.dim() - 1)), rows, result)
-        start += size
-    return result
-
-
-def gather_memory(
-    qformer: QFormer,
-    memory: AudioMemory,
-    frames: Tensor,
-    frame_lengths: Tensor,
-    index: Tensor,
-    world: World,
-) -> AudioMemory:
-    """Keys and values of clips `index` of all ranks, with the full gradient.
-
-    On one rank the memory is indexed and nothing is computed again. On several, the
-    frames travel (they have no gradient: the encoder is frozen) and each rank
-    projects those it needs; the gradient of the projections is then complete after
-    DDP's mean, and backward needs no communication.
-
-    Args:
-        qformer: whose projections to use.
-        memory: of this rank's clips.
-        frames: (B, T, D_a) of this rank's clips.
-        frame_lengths: (B,).
-        index: (N,) places among the clips of all ranks.
-        world: of the contrastive loss.
-
-    Returns:
-        Memory of N clips.
-    """
-    if world.size == 1:
-        return memory.select(index)
-    return qformer.read_frames(
-        fetch_rows(frames, index, world), fetch_rows(frame_lengths, index, world)
-    )
-
-
-def gather_text(
-    text: Tensor, text_lengths: Tensor, index: Tensor, world: World
-) -> tuple[Tensor, Tensor]:
-    """Texts `index` of all ranks.
-
-    Args:
-        text: (B, L) ids of this rank.
-        text_lengths: (B,).
-        index: (N,) places among the texts of all ranks.
-        world: of the contrastive loss.
-
-    Returns:
-        (N, L_max) ids and (N,) lengths.
-    """
-    return fetch_rows(text, index, world), fetch_rows(text_lengths, index, world)
-
-
-def global_mean(total: Tensor, count: Tensor | int, batch_size: int) -> Tensor:
-    """This rank's share of sum(total) / sum(count) over all ranks.
-
-    Weighted by batch sizes over the ranks (as ESPnet's Trainer does), the shares give
-    that mean exactly, however unevenly the counts are spread.
-
-    Args:
-        total: scalar sum over this rank's tokens or rows, with gradient.
-        count: how many they are.
-        batch_size: B of this rank, the weight that the model returns.
-
-    Returns:
-        Scalar; 0 (with a graph) if nothing was counted on any rank.
-    """
-    count = torch.as_tensor(count, device=total.device, dtype=torch.float32)
-    if not _is_parallel():
-        return total / count.clamp(min=1)
-    sums = torch.stack((count, count.new_tensor(float(batch_size))))
-    dist.all_reduce(sums)
-    return total / sums[0].clamp(min=1) * (sums[1] / batch_size)
-
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.model.ranks import World, gather_rows, global_mean
 
 # -- heads --------------------------------------------------------------------------
 
@@ -335,17 +94,28 @@ class RepresentationHeads(nn.Module):
         self.matching_head = nn.Linear(width, 2)
         self.temperature = Temperature(temperature, min_temperature, max_temperature)
 
-    def embed_audio(self, queries: Tensor) -> Tensor:
-        """(B, Q, D_q) -> (B, Q, E) float32, unit length."""
-        return F.normalize(self.audio_projection(queries).float(), dim=-1)
+    def embed_audio(self, queries: Padded) -> Tensor:
+        """(B, Q, D_q) -> (B, Q, E) float32, unit length.
 
-    def embed_text(self, summary: Tensor) -> Tensor:
+        Where a clip has fewer queries than others, its first one stands in for those
+        that it lacks: the best of them is what it was, and no mask is needed.
+        """
+        embedded = F.normalize(self.audio_projection(queries.values).float(), dim=-1)
+        if queries.lengths is None:
+            return embedded
+        return torch.where(queries.mask()[..., None], embedded, embedded[:, :1])
+
+    def embed_text(self, text_cls: Tensor) -> Tensor:
         """(S, D_q) -> (S, E) float32, unit length."""
-        return F.normalize(self.text_projection(summary).float(), dim=-1)
+        return F.normalize(self.text_projection(text_cls).float(), dim=-1)
 
-    def match(self, pairs: Tensor) -> Tensor:
+    def match(self, pairs: Padded) -> Tensor:
         """(N, Q, D_q) -> (N, 2) logits, [:, 1] = they match; mean over the queries."""
-        return self.matching_head(pairs).float().mean(dim=1)
+        logits = self.matching_head(pairs.values).float()
+        if pairs.lengths is None:
+            return logits.mean(dim=1)
+        total = torch.where(pairs.mask()[..., None], logits, 0.0).sum(dim=1)
+        return total / pairs.lengths[:, None]
 
 
 # -- contrastive --------------------------------------------------------------------
@@ -369,13 +139,17 @@ class ContrastiveOutput:
     positives: Tensor
     world: World
 
-    def accuracy(self) -> Tensor:
-        """Share of our rows whose best column is a positive, mean of both ways."""
-        hits = [
-            self.positives.gather(1, s.argmax(1, keepdim=True)).float().mean()
-            for s in (self.audio_to_text, self.text_to_audio)
-        ]
-        return torch.stack(hits).mean()
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """In-batch recall of both directions, and how far the similarities spread."""
+        stats = {}
+        for direction in ("audio_to_text", "text_to_audio"):
+            best = getattr(self, direction).argmax(dim=1, keepdim=True)
+            hits = self.positives.gather(1, best)
+            stats[f"recall_{direction}"] = hits.float().mean()
+        # collapsed: all similarities of a clip equal
+        spread = self.audio_to_text.std(dim=1, unbiased=False)
+        return stats | {"similarity_spread": spread.mean()}
 
 
 def similarity(audio: Tensor, text: Tensor) -> Tensor:
@@ -407,7 +181,7 @@ def contrastive(
     """Audio-text contrastive loss; the best-matching query speaks for its clip.
 
     Args:
-        audio: (B, Q, E), unit length along E.
+        audio: (B, Q, E), unit length along E; Q may differ between ranks.
         text: (B, E), unit length; text i belongs to clip i.
         temperature: > 0, scalar; bounded by the model.
         clip_ids: (B,) integers; pairs of one clip are all positives. None: distinct.
@@ -431,8 +205,11 @@ def contrastive(
             "audio must be (B, Q, E) and text (B, E) with equal B and E; found "
             f"{tuple(audio.shape)} and {tuple(text.shape)}"
         )
-    world = World.of(batch, device)
+    world = World.of(audio)
     audio, text = audio.float(), text.float()
+    if audio.size(1) < world.columns:  # as `embed_audio` fills up within a rank
+        missing = world.columns - audio.size(1)
+        audio = torch.cat((audio, audio[:, :1].expand(-1, missing, -1)), dim=1)
     all_audio = gather_rows(audio, world, gather)
     all_text = gather_rows(text, world, gather)
     audio_to_text = similarity(audio, all_text) / temperature
@@ -507,7 +284,7 @@ def sample_negatives(
     positives: Tensor,
     seed: int | Tensor,
     offset: int = 0,
-    places: Tensor | None = None,
+    sample_keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw for each row one column that is not a positive, by softmax(similarity).
 
@@ -519,8 +296,8 @@ def sample_negatives(
         positives: (B, WB), True = must not be drawn.
         seed: equal on all ranks, different at each step and for each direction.
         offset: place of the first row among the samples of all ranks.
-        places: (WB,) integers that name the samples of all ranks, so that the draw
-            depends on them and not on their order; None: their order.
+        sample_keys: (WB,) integers that name the samples of all ranks, so that the
+            draw depends on them and not on their order; None: their order.
 
     Returns:
         index (B,) and valid (B,), False where every column is a positive (the index
@@ -528,9 +305,9 @@ def sample_negatives(
     """
     batch, total = similarity.shape
     device = similarity.device
-    if places is None:
-        places = torch.arange(total, device=device)
-    uniform = _noise(places[offset : offset + batch], places, seed)
+    if sample_keys is None:
+        sample_keys = torch.arange(total, device=device)
+    uniform = _noise(sample_keys[offset : offset + batch], sample_keys, seed)
     gumbel = -(-uniform.log()).log()
     scores = similarity.detach().float() + gumbel
     scores = scores.masked_fill(positives, float("-inf"))
@@ -538,24 +315,24 @@ def sample_negatives(
 
 
 def sample_negative_pairs(
-    contrast: ContrastiveOutput, seed: int | Tensor, places: Tensor | None = None
+    contrast: ContrastiveOutput, seed: int | Tensor, sample_keys: Tensor | None = None
 ) -> Negatives:
     """Hard negatives for both directions, with labels in the order of the pairs.
 
     Args:
         contrast: of this step.
         seed: a step counter, equal on all ranks (an int or a buffer of the model).
-        places: see `sample_negatives`.
+        sample_keys: see `sample_negatives`.
 
     Returns:
-        See `Negatives`; the order is that of `QFormer.forward_triplets`.
+        See `Negatives`; the order is that of `QFormer.forward_matching`.
     """
     offset = contrast.world.offset
     audio, audio_valid = sample_negatives(
-        contrast.text_to_audio, contrast.positives, 2 * seed, offset, places
+        contrast.text_to_audio, contrast.positives, 2 * seed, offset, sample_keys
     )
     text, text_valid = sample_negatives(
-        contrast.audio_to_text, contrast.positives, 2 * seed + 1, offset, places
+        contrast.audio_to_text, contrast.positives, 2 * seed + 1, offset, sample_keys
     )
     labels = torch.zeros(3 * len(audio), dtype=torch.long, device=audio.device)
     labels[: len(audio)] = 1

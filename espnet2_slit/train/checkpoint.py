@@ -40,9 +40,9 @@ def load_init_params(
     """ESPnet's --init_param, without silence: every weight is loaded or accounted for.
 
     A spec is `file[:source prefix[:target prefix[:excluded prefixes]]]` as in ESPnet.
-    Parts that belong to other stages (`model.parts_of_other_stages`) are left out. If
+    Parts that belong to other stages (`model.ignored_keys`) are left out. If
     a file is given without prefixes, the files together must cover the model, except
-    for parts that are new in this stage (`model.new_parts`): these keep their
+    for parts that are new in this stage (`model.new_keys`): these keep their
     initialisation.
 
     Args:
@@ -75,7 +75,7 @@ def load_init_params(
                 f"--init_param {spec}: expected weights named {source}.*, found "
                 f"{shown(sorted({k.split('.')[0] for k in weights}))} in {path}."
             )
-        others = tuple(getattr(model, "parts_of_other_stages", ()))
+        others = tuple(getattr(model, "ignored_keys", ()))
         left_out = [k for k in found if k not in own and k.startswith(others)]
         found = {k: v for k, v in found.items() if k not in set(left_out)}
         bad = [k for k in found if k not in own or found[k].shape != own[k].shape]
@@ -100,7 +100,7 @@ def load_init_params(
     # A new part may be absent as a whole, not in pieces.
     absent = [
         part
-        for part in getattr(model, "new_parts", ())
+        for part in getattr(model, "new_keys", ())
         if not any(k.startswith(part) for k in taken)
     ]
     missing = [k for k in own if k not in taken and not k.startswith(tuple(absent))]

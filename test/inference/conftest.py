@@ -9,6 +9,7 @@ import tiny_system
 from tiny_system import RATE, TEXTS
 
 from espnet2_slit.bin import slit_encode
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.slit import SLIT
 
 
@@ -96,11 +97,12 @@ def passes(slit, monkeypatch):
         call = getattr(module, name)
 
         def counted(*args, **options):
-            counts[key] += len(args[0])
+            batch = args[0]
+            counts[key] += len(batch.values if isinstance(batch, Padded) else batch)
             return call(*args, **options)
 
         monkeypatch.setattr(module, name, counted)
 
     count(slit.encoder, "forward", "encoded")
-    count(slit.representation.model.qformer, "read_frames", "projected")
+    count(slit.representation.model.qformer, "encode_frames", "projected")
     return counts

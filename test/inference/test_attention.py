@@ -30,8 +30,8 @@ def test_attention_weights_are_those_of_the_model(tiny_parts, clips, tmp_path):
     qformer = slit.representation.model.qformer
     speech = slit.clips([clips[0]])
     weights = torch.from_numpy(attention(slit, speech)[0])
-    frames, lengths = slit.frames(slit.representation, speech, [speech.load(0)])
-    memory = qformer.read_frames(frames, lengths)
+    frames = slit.frames(slit.representation, speech, [speech.load(0)])
+    memory = qformer.encode_frames(frames)
     crossing = [la.cross_attention for la in qformer.layers if la.cross_attention]
     seen = []
     for cross in crossing:

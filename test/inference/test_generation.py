@@ -8,6 +8,7 @@ import torch
 from tiny_system import RERANKED, SHORT
 
 from espnet2_slit.common import templates
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.generation import generate_and_score, prefixes
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.slit import SLIT
@@ -46,22 +47,15 @@ def test_candidates_are_ranked_by_likelihood(slit, clips):
         audio, _ = soundfile.read(clip, dtype="float32")
         frames = slit.encoder(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
         prompt = {
-            name: torch.from_numpy(ids)[None]
+            name: Padded(torch.from_numpy(ids)[None])
             for name, ids in part.prompt("is it loud?").items()
         }
-        lengths = {name: torch.tensor([ids.shape[1]]) for name, ids in prompt.items()}
-        prefix, _ = part.model.prefix(
-            *frames, prompt["qformer_instruction"], lengths["qformer_instruction"]
-        )
+        prefix = part.model.prefix(Padded(*frames), prompt["qformer_instruction"])
         scores = []
         for answer in answers:
             ids = torch.tensor([part.model.language_model.encode_target(answer)])
             total, _, _ = part.model.language_model.loss(
-                prefix,
-                prompt["llm_prompt"],
-                lengths["llm_prompt"],
-                ids,
-                torch.tensor([ids.shape[1]]),
+                prefix, prompt["llm_prompt"], Padded(ids)
             )
             scores.append(-total.item())
         assert found == answers[int(np.argmax(scores))]
@@ -77,8 +71,7 @@ def test_instruction_changes_the_prefix(slit, clips):
     assert set(part.prompt("what is it?")) == {"llm_prompt", "qformer_instruction"}
     speech = slit.clips(clips[:1])
     requests = [(0, "what is it?"), (0, "describe the audio: birds chirp")]
-    ((_, inputs),) = prefixes(slit, part, speech, requests)
-    prefix = inputs["prefix"]
+    ((_, (prefix, _), _),) = prefixes(slit, part, speech, requests)
     assert (prefix[0] - prefix[1]).abs().max() > 1e-3
 
 

@@ -6,6 +6,7 @@ import soundfile
 import torch
 from tiny_system import RERANKED, TEXTS
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.decode_options import DecodeOptions
 from espnet2_slit.inference.generation import generate_and_score, prefixes
 from espnet2_slit.inference.requests import InferenceError
@@ -19,13 +20,11 @@ def plain_match(slit, path, text):
     part = slit.representation
     audio, _ = soundfile.read(path, dtype="float32")
     frames = slit.encoder(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
-    memory = part.model.qformer.read_frames(*frames)
-    ids = torch.from_numpy(part.text_ids(text))[None]
+    memory = part.model.qformer.encode_frames(Padded(*frames))
+    text = Padded(torch.from_numpy(part.text_ids(text))[None])
     zero = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
-        return part.model.match(
-            memory, ids, torch.tensor([ids.shape[1]]), zero, zero
-        ).item()
+        return part.model.match(memory, text, zero, zero).item()
 
 
 @pytest.mark.parametrize("rerank, scale", [(2, None), (100, None), (2, 1.0)])
@@ -59,9 +58,9 @@ def test_reranked_captions_are_those_of_a_plain_loop(folder, slit, clips, batch_
     expected, written = [], []
     for clip in clips:
         request = [(0, "describe the audio")]
-        ((_, inputs),) = prefixes(slit, part, slit.clips([clip]), request)
+        ((_, *inputs),) = prefixes(slit, part, slit.clips([clip]), request)
         texts = part.model.language_model.generate_several(
-            **inputs, options=GenerationOptions(**RERANKED)
+            *inputs, GenerationOptions(**RERANKED)
         )[0]
         audio = slit.embed_audio(clip)
         fit = [

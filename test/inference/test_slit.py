@@ -9,6 +9,7 @@ import soundfile
 import torch
 from tiny_system import SHORT
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.attention import attention
 from espnet2_slit.inference.classification import label_likelihoods
 from espnet2_slit.inference.requests import InferenceError
@@ -38,7 +39,7 @@ def test_extracted_features_are_what_embeddings_are_made_of(slit, clips):
     hidden = found["last_hidden_state"]
     with torch.inference_mode():
         heads = slit.representation.model.heads
-        embedded = heads.embed_audio(torch.from_numpy(hidden)).numpy()
+        embedded = heads.embed_audio(Padded(torch.from_numpy(hidden))).numpy()
     expected = slit.embed_audio([clips[1], clips[0]])
     np.testing.assert_allclose(embedded, expected, atol=1e-5)
     one = slit.extract_features(audio, rate, return_tensors="pt")["last_hidden_state"]

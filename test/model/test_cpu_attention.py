@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
-from espnet2_slit.model.cpu_attention import Dropout, attend, attend_saving, dropout
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.model import cpu_attention
+from espnet2_slit.model.cpu_attention import attend, memory_efficient_attention
+from espnet2_slit.model.load_language_model import load_language_model
 
 
 def inputs(dtype=torch.float64, masked=True):
@@ -34,13 +38,11 @@ def reference(query, key, value, mask, kept=None, probability=0.0):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("probability", [0.0, 0.25])
 def test_values_and_gradients_equal_the_formula(masked, probability, monkeypatch):
-    from espnet2_slit.model import cpu_attention as attention
-
     query, key, value, mask = inputs(masked=masked)
     kept = (torch.rand(2, 3, 5, 7) >= probability).byte()
-    monkeypatch.setattr(attention, "_kept", lambda shape, p: kept)
+    monkeypatch.setattr(cpu_attention, "keep_mask", lambda shape, p: kept)
     scale = query.size(-1) ** -0.5
-    ours = attend_saving(query, key, value, mask, None, scale, probability)
+    ours = memory_efficient_attention(query, key, value, mask, None, scale, probability)
     expected = reference(query, key, value, mask, kept, probability)
     if not probability:
         expected = reference(query, key, value, mask)
@@ -83,51 +85,14 @@ def test_keys_from_outside_the_autocast_region_serve():
 def test_dropout_of_attention_keeps_the_mean():
     torch.manual_seed(0)
     query, key, value, mask = (t.detach() for t in inputs(torch.float32))
-    many = [t.expand(3000, *t.shape).flatten(0, 1) for t in (query, key, value)]
-    many_mask = mask.expand(3000, *mask.shape).flatten(0, 1)
+    half = (t.bfloat16() for t in (query, key, value))
+    many = [t.expand(9000, *t.shape).flatten(0, 1) for t in half]
+    many_mask = mask.expand(9000, *mask.shape).flatten(0, 1)
     many[0].requires_grad_()
-    out = attend(*many, many_mask, 0.3).detach().view(3000, 2, 5, 12)
+    out = attend(*many, many_mask, 0.3).detach().float().view(9000, 2, 5, 12)
     expected = reference(query, key, value, mask).transpose(1, 2).flatten(2)
     assert out.std(0).min() > 0.01
     torch.testing.assert_close(out.mean(0), expected, rtol=0, atol=0.06)
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.5, 0.999])
-def test_dropout_drops_its_share_and_scales_the_rest(probability):
-    torch.manual_seed(0)
-    x = torch.ones(1001, 333, requires_grad=True)
-    out = dropout(x, probability, training=True)
-    zeros = (out == 0).float().mean().item()
-    assert zeros == pytest.approx(probability, abs=0.002)
-    torch.testing.assert_close(
-        out[out > 0], torch.full_like(out[out > 0], 1 / (1 - probability))
-    )
-    (grad,) = torch.autograd.grad(out.sum(), x)
-    assert torch.equal(grad, out)  # dropped where the value was, scaled alike
-
-
-def test_dropout_has_no_pattern_over_neighbours():
-    """Four masks come from one random number; they must still be independent."""
-    torch.manual_seed(0)
-    kept = (dropout(torch.ones(400_000), 0.5, training=True) > 0).float()
-    for distance in (1, 2, 3, 4, 8):
-        together = (kept[:-distance] * kept[distance:]).mean().item()
-        assert together == pytest.approx(0.25, abs=0.004)
-
-
-def test_dropout_follows_the_seed_and_the_mode():
-    x = torch.ones(50)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        results.append(dropout(x, 0.5, training=True))
-    assert torch.equal(*results)
-    assert not torch.equal(results[0], dropout(x, 0.5, training=True))
-    module = Dropout(0.5).eval()
-    assert module(x) is x
-    assert Dropout(0.0).train()(x) is x
-    with pytest.raises(ValueError, match=r"\[0, 1\), found 1.5"):
-        Dropout(1.5)
 
 
 def test_no_gradient_uses_pytorch(monkeypatch):
@@ -142,3 +107,67 @@ def test_no_gradient_uses_pytorch(monkeypatch):
     with torch.no_grad():
         attend(query, key, value, mask, 0.0)
     assert len(calls) == 1
+
+
+# -- frozen language models ----------------------------------------------------------
+
+
+@pytest.fixture(params=["t5", "llama", "qwen2", "opt"])
+def model(request, tmp_path):
+    return load_language_model(tiny.LANGUAGE_MODELS[request.param](tmp_path))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Dtypes of the values that the fast attention was given."""
+    seen, attend = [], cpu_attention.memory_efficient_attention
+
+    def spy(query, key, value, *rest):
+        seen.append(value.dtype)
+        return attend(query, key, value, *rest)
+
+    monkeypatch.setattr(cpu_attention, "memory_efficient_attention", spy)
+    return seen
+
+
+def loss_and_gradient(model, half=True):
+    """Of a prefix, beside prompts and targets of different lengths."""
+    prefix = torch.randn(2, 5, model.width, generator=torch.manual_seed(0))
+    prefix.requires_grad_()
+    prompt = Padded(torch.tensor([[5, 6, 7], [5, 0, 0]]), torch.tensor([3, 1]))
+    target = Padded(torch.tensor([[7, 6, 5, 8], [9, 5, 0, 0]]), torch.tensor([4, 2]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        total, _, _ = model.loss(Padded(prefix), prompt, target)
+    total.backward()
+    return total.detach(), prefix.grad
+
+
+def test_equals_sdpa(model, calls):
+    loss, gradient = loss_and_gradient(model)
+    assert calls and set(calls) == {torch.bfloat16}
+    calls.clear()
+    model.frozen.module.set_attn_implementation("sdpa")
+    expected, expected_gradient = loss_and_gradient(model)
+    assert not calls
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0)
+    direction = torch.nn.functional.cosine_similarity(
+        gradient.flatten(), expected_gradient.flatten(), dim=0
+    )
+    assert direction > 0.999
+    torch.testing.assert_close(
+        gradient.norm(), expected_gradient.norm(), rtol=2e-2, atol=0
+    )
+
+
+def test_float32_and_inference_stay_with_sdpa(model, calls):
+    loss_and_gradient(model, half=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.generate(Padded(torch.zeros(1, 5, model.width)))
+    assert not calls
+
+
+def test_another_choice_is_left_alone(model):
+    network = model.frozen.module
+    network.set_attn_implementation("eager")
+    assert not cpu_attention.use_fast_attention(network)
+    assert network.config._attn_implementation == "eager"

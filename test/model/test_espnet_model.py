@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from espnet2_slit.common.padded import Padded
+
 WIDTH, VOCAB, FRAME_WIDTH = 16, 40, 12
 STAGES = ("representation", "generative", "instruction")
 
@@ -14,11 +16,10 @@ STAGES = ("representation", "generative", "instruction")
 def make_model(stage, lm_folder, dtype="float32", seed=0, layers=2, **conf):
     """A tiny model of one stage without audio encoder, in train mode."""
     from espnet2_slit.model.espnet_model import (
-        GenerativeModel,
-        InstructionModel,
+        PromptedModel,
         RepresentationModel,
     )
-    from espnet2_slit.model.language_model import load_language_model
+    from espnet2_slit.model.load_language_model import load_language_model
     from espnet2_slit.model.qformer import QFormer
 
     torch.manual_seed(seed)
@@ -39,8 +40,8 @@ def make_model(stage, lm_folder, dtype="float32", seed=0, layers=2, **conf):
     if stage == "representation":
         return RepresentationModel(qformer, joint_width=8, **conf)
     language_model = load_language_model(str(lm_folder), dtype=dtype)
-    kind = GenerativeModel if stage == "generative" else InstructionModel
-    return kind(qformer, language_model, **conf)
+    conf["instructed"] = stage == "instruction"
+    return PromptedModel(qformer, language_model, **conf)
 
 
 def make_batch(stage, size=6, seed=0):
@@ -86,6 +87,10 @@ def rows(batch, index):
     for name in [k for k in part if f"{k}_lengths" in part]:
         part[name] = part[name][:, : int(part[f"{name}_lengths"].max())]
     return part
+
+
+def as_padded(batch, name):
+    return Padded(batch[name], batch[f"{name}_lengths"])
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -214,13 +219,15 @@ def test_padding_of_audio_and_text_changes_nothing(stage, tiny_parts):
 @pytest.mark.parametrize("prompted", ["generative", "instruction"])
 def test_prefix_of_a_clip_does_not_depend_on_its_neighbours(prompted, tiny_parts):
     model = make_model(prompted, tiny_parts.t5).eval()
-    names = ("feats", "feats_lengths")
-    if prompted == "instruction":
-        names += ("qformer_instruction", "qformer_instruction_lengths")
-    batch = {k: v for k, v in make_batch(prompted).items() if k in names}
-    together, _ = model.prefix(*batch.values())
+    batch = make_batch(prompted)
+
+    def prefix(part):
+        return model.prefix(*(as_padded(part, n) for n in names)).values
+
+    names = ["feats", "qformer_instruction"][: 1 + (prompted == "instruction")]
+    together = prefix(batch)
     for i in range(6):
-        alone, _ = model.prefix(*rows(batch, [i]).values())
+        alone = prefix(rows(batch, [i]))
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
 
 
@@ -243,14 +250,13 @@ def test_accumulated_halves_give_the_gradient_of_the_whole(prompted, tiny_parts)
 def test_inference_methods_agree_with_training(tiny_parts):
     model = make_model("representation", None).eval()
     batch = make_batch("representation")
-    embedded, memory = model.embed_audio(batch["feats"], batch["feats_lengths"])
-    text = model.embed_text(batch["qformer_text"], batch["qformer_text_lengths"])
+    embedded, memory = model.embed_audio(as_padded(batch, "feats"))
+    texts = as_padded(batch, "qformer_text")
+    text = model.embed_text(texts)
     torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(6, 3))
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(6))
     index = torch.arange(6)
-    logit = model.match(
-        memory, batch["qformer_text"], batch["qformer_text_lengths"], index, index
-    )
+    logit = model.match(memory, texts, index, index)
     assert logit.shape == (6,)
     assert model.temperature == pytest.approx(0.07)
 
@@ -335,10 +341,10 @@ def test_query_diversity_sees_dead_queries():
     from espnet2_slit.model.espnet_model import query_diversity
 
     same = torch.ones(2, 3, 8)
-    assert float(query_diversity(same)) == pytest.approx(0, abs=1e-6)
+    assert float(query_diversity(Padded(same))) == pytest.approx(0, abs=1e-6)
     orthogonal = torch.eye(8)[None, :3].expand(2, -1, -1)
-    assert float(query_diversity(orthogonal)) == pytest.approx(1, abs=1e-6)
-    assert math.isnan(float(query_diversity(torch.ones(2, 1, 8))))
+    assert float(query_diversity(Padded(orthogonal))) == pytest.approx(1, abs=1e-6)
+    assert math.isnan(float(query_diversity(Padded(torch.ones(2, 1, 8)))))
 
 
 def test_similarity_spread_sees_a_collapse():

@@ -11,12 +11,10 @@ import tiny
 import torch
 import transformers
 
-from espnet2_slit.model.language_model import (
-    GenerationOptions,
-    LanguageModel,
-    load_language_model,
-    load_prompt_encoder,
-)
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.data.prompt_encoder import load_prompt_encoder
+from espnet2_slit.model.language_model import GenerationOptions, LanguageModel
+from espnet2_slit.model.load_language_model import load_language_model
 
 NAMES = tuple(tiny.LANGUAGE_MODELS)
 CAUSAL = tuple(name for name in NAMES if name not in ("t5", "bart"))
@@ -59,12 +57,12 @@ def padded(rows, fill=0):
     lengths = torch.tensor([len(row) for row in rows])
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
-    return ids, lengths
+    return Padded(ids, lengths)
 
 
 def prefix_of(lm, rows=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, QUERIES, lm.width, generator=generator)
+    return Padded(torch.randn(rows, QUERIES, lm.width, generator=generator))
 
 
 def inputs(lm, prompts=PROMPTS, targets=TARGETS, fill=0):
@@ -74,9 +72,12 @@ def inputs(lm, prompts=PROMPTS, targets=TARGETS, fill=0):
 
 def row(i, prefix, prompt, target):
     """Row i without its padding."""
-    (p, pl), (t, tl) = prompt, target
-    one = slice(i, i + 1)
-    return prefix[one], p[one, : pl[i]], pl[one], t[one, : tl[i]], tl[one]
+    rows = []
+    for part in (prefix, prompt, target):
+        one = part.select(torch.tensor([i]))
+        length = None if one.lengths is None else int(one.lengths)
+        rows.append(Padded(one.values[:, :length], one.lengths))
+    return rows
 
 
 # --------------------------------------------------------------------------- loss
@@ -87,7 +88,7 @@ def test_loss_of_a_batch_is_the_sum_over_its_rows(name, load):
     lm = load(name)
     prefix = prefix_of(lm)
     prompt, target = inputs(lm)
-    total, count, correct = lm.loss(prefix, *prompt, *target)
+    total, count, correct = lm.loss(prefix, prompt, target)
     alone = [lm.loss(*row(i, prefix, prompt, target)) for i in range(3)]
     assert total.dtype == torch.float32 and math.isfinite(total)
     assert total.item() == pytest.approx(sum(a[0].item() for a in alone), rel=1e-5)
@@ -100,11 +101,11 @@ def test_loss_of_a_batch_is_the_sum_over_its_rows(name, load):
 def test_what_fills_the_padding_does_not_matter(name, load):
     lm = load(name)
     prefix = prefix_of(lm)
-    first = lm.loss(prefix, *inputs(lm)[0], *inputs(lm)[1])[0]
+    first = lm.loss(prefix, inputs(lm)[0], inputs(lm)[1])[0]
     prompt, target = inputs(lm, fill=7)
-    prompt = (torch.nn.functional.pad(prompt[0], (0, 3), value=5), prompt[1])
-    target = (torch.nn.functional.pad(target[0], (0, 2), value=6), target[1])
-    second = lm.loss(prefix, *prompt, *target)[0]
+    prompt = Padded(torch.nn.functional.pad(prompt[0], (0, 3), value=5), prompt[1])
+    target = Padded(torch.nn.functional.pad(target[0], (0, 2), value=6), target[1])
+    second = lm.loss(prefix, prompt, target)[0]
     assert second.item() == pytest.approx(first.item(), rel=1e-5)
 
 
@@ -125,7 +126,7 @@ def test_loss_is_the_model_s_own(name, load, folders):
     def vectors(ids):
         return embed(torch.tensor([ids], dtype=torch.long))
 
-    parts = [vectors(lm.text.head), prefix, vectors(prompt)]
+    parts = [vectors(lm.text.head), prefix.values, vectors(prompt)]
     before = sum(part.shape[1] for part in parts)
     if lm.kind == "seq2seq":
         labels = torch.tensor([target])
@@ -134,23 +135,23 @@ def test_loss_is_the_model_s_own(name, load, folders):
         labels = torch.tensor([[-100] * before + target])
     with torch.no_grad():
         expected = model(inputs_embeds=torch.cat(parts, dim=1), labels=labels).loss
-    arguments = padded([prompt]) + padded([target])
-    total, count, _ = lm.loss(prefix, *arguments)
+    total, count, _ = lm.loss(prefix, padded([prompt]), padded([target]))
     assert (total / count).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_the_prefix_of_every_row_and_no_weight(name, load):
     lm = load(name)
-    prefix = prefix_of(lm).requires_grad_()
+    prefix = prefix_of(lm)
+    vectors = prefix.values.requires_grad_()
     prompt, target = inputs(lm)
-    lm.loss(prefix, *prompt, *target)[0].backward()
-    whole = prefix.grad.clone()
+    lm.loss(prefix, prompt, target)[0].backward()
+    whole = vectors.grad.clone()
     assert (whole.abs().sum(dim=(1, 2)) > 0).all()
     for i in range(3):
-        prefix.grad = None
+        vectors.grad = None
         lm.loss(*row(i, prefix, prompt, target))[0].backward()
-        torch.testing.assert_close(prefix.grad[i], whole[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(vectors.grad[i], whole[i], atol=1e-5, rtol=1e-4)
     assert not list(lm.parameters()) and not lm.state_dict()
     assert all(p.grad is None for p in lm.frozen.module.parameters())
 
@@ -163,7 +164,7 @@ def test_vocabulary_is_computed_at_target_positions_only(name, load):
     hook = head.register_forward_hook(lambda m, i, output: seen.append(output.shape))
     try:
         prompt, target = inputs(lm)
-        lm.loss(prefix_of(lm), *prompt, *target)
+        lm.loss(prefix_of(lm), prompt, target)
     finally:
         hook.remove()
     assert seen == [(1, int(target[1].sum()), lm.vocabulary)]
@@ -174,16 +175,16 @@ def test_no_prompt_is_an_empty_prompt(name, load):
     lm = load(name)
     prompt, target = inputs(lm, prompts=["", "", ""])
     prefix = prefix_of(lm)
-    none = lm.loss(prefix, None, None, *target)[0]
-    assert none.item() == pytest.approx(lm.loss(prefix, *prompt, *target)[0].item())
+    none = lm.loss(prefix, None, target)[0]
+    assert none.item() == pytest.approx(lm.loss(prefix, prompt, target)[0].item())
     options = GenerationOptions(num_beams=1, max_new_tokens=4)
-    assert lm.generate(prefix, options=options) == lm.generate(prefix, *prompt, options)
+    assert lm.generate(prefix, options=options) == lm.generate(prefix, prompt, options)
 
 
 def test_prefix_of_another_width_is_an_error(load):
     lm = load("t5")
     with pytest.raises(ValueError, match=r"\(B, Q, 16\), found \(3, 5, 17\)"):
-        lm.loss(torch.zeros(3, 5, 17), None, None, *inputs(lm)[1])
+        lm.loss(Padded(torch.zeros(3, 5, 17)), None, inputs(lm)[1])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -195,15 +196,16 @@ def test_half_precision_weights_give_a_float32_loss_near_the_exact_one(
     half.train().to(dtype=torch.float32)
     assert half.frozen.dtype == getattr(torch, dtype)
     prompt, target = inputs(exact)
-    prefix = prefix_of(exact).requires_grad_()
-    total = half.loss(prefix, *prompt, *target)[0]
+    prefix = prefix_of(exact)
+    vectors = prefix.values.requires_grad_()
+    total = half.loss(prefix, prompt, target)[0]
     total.backward()
-    assert total.dtype == prefix.grad.dtype == torch.float32
-    assert torch.isfinite(prefix.grad).all()
-    expected = exact.loss(prefix, *prompt, *target)[0].item()
+    assert total.dtype == vectors.grad.dtype == torch.float32
+    assert torch.isfinite(vectors.grad).all()
+    expected = exact.loss(prefix, prompt, target)[0].item()
     assert total.item() == pytest.approx(expected, rel=0.03)
     options = GenerationOptions(num_beams=2, max_new_tokens=3)
-    assert len(half.generate(prefix.detach(), *prompt, options)) == 3
+    assert len(half.generate(Padded(vectors.detach()), prompt, options)) == 3
 
 
 # ---------------------------------------------------------------------- generation
@@ -228,9 +230,9 @@ def test_generation_in_a_padded_batch_is_that_of_each_row_alone(name, options, l
     lm = load(name)
     prefix = prefix_of(lm)
     prompt, target = inputs(lm)
-    texts = lm.generate(prefix, *prompt, options)
+    texts = lm.generate(prefix, prompt, options)
     alone = [
-        lm.generate(*row(i, prefix, prompt, target)[:3], options)[0] for i in range(3)
+        lm.generate(*row(i, prefix, prompt, target)[:2], options)[0] for i in range(3)
     ]
     assert texts == alone
     assert all(isinstance(text, str) for text in texts) and any(texts)
@@ -239,7 +241,7 @@ def test_generation_in_a_padded_batch_is_that_of_each_row_alone(name, options, l
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_several_texts_of_a_row_are_its_beams(name, load):
     lm = load(name)
-    inputs_of = prefix_of(lm), *inputs(lm)[0]
+    inputs_of = prefix_of(lm), inputs(lm)[0]
     several = lm.generate_several(
         *inputs_of, GenerationOptions(num_beams=3, max_new_tokens=8, rerank=3)
     )
@@ -265,14 +267,13 @@ def test_greedy_generation_takes_the_likeliest_token_at_each_step(name, load):
         candidates = torch.arange(lm.vocabulary).unsqueeze(1)
         rows = torch.tensor([ids], dtype=torch.long).expand(len(candidates), -1)
         rows = torch.cat([rows, candidates], dim=1)
-        lengths = torch.full((len(rows),), rows.shape[1])
-        scores = lm.score_candidates(prefix, *prompt, rows, lengths, batch_size=500)
+        scores = lm.score_candidates(prefix, prompt, Padded(rows), batch_size=500)
         ids.append(int(scores[0].argmax()))
         if ids[-1] == lm.eos_id:
             break
     text = lm.tokenizer.decode(ids, skip_special_tokens=True).strip()
     options = GenerationOptions(num_beams=1, max_new_tokens=5, min_new_tokens=0)
-    assert lm.generate(prefix, *prompt, options) == [text]
+    assert lm.generate(prefix, prompt, options) == [text]
 
 
 @pytest.mark.parametrize("name", ["t5", "qwen2"])
@@ -316,12 +317,12 @@ def test_candidate_scores_are_those_of_a_plain_loop(name, load):
     expected = torch.zeros(3, len(CANDIDATES))
     with torch.no_grad():
         for i in range(3):
-            one = row(i, prefix, prompt, target)[:3]
+            one = row(i, prefix, prompt, target)[:2]
             for j, length in enumerate(lengths):
-                candidate = ids[j : j + 1, :length], lengths[j : j + 1]
-                expected[i, j] = -lm.loss(*one, *candidate)[0]
+                candidate = Padded(ids[j : j + 1, :length])
+                expected[i, j] = -lm.loss(*one, candidate)[0]
     for batch_size in (1, 4, 64):
-        scores = lm.score_candidates(prefix, *prompt, ids, lengths, batch_size)
+        scores = lm.score_candidates(prefix, prompt, Padded(ids, lengths), batch_size)
         assert scores.shape == (3, 5) and scores.dtype == torch.float32
         torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
 
@@ -341,7 +342,7 @@ def test_audio_and_prompt_are_encoded_once_for_all_candidates(name, load):
     try:
         prompt = inputs(lm)[0]
         ids, lengths = padded([lm.encode_target(text) for text in CANDIDATES])
-        lm.score_candidates(prefix_of(lm), *prompt, ids, lengths, batch_size=6)
+        lm.score_candidates(prefix_of(lm), prompt, Padded(ids, lengths), batch_size=6)
     finally:
         hook.remove()
     context = len(lm.text.head) + QUERIES + prompt[0].shape[1]
@@ -357,8 +358,7 @@ def test_candidate_probabilities_sum_to_one(name, load):
     """All texts of one token: a distribution."""
     lm = load(name)
     ids = torch.arange(lm.vocabulary).unsqueeze(1)
-    lengths = torch.ones(len(ids), dtype=torch.long)
-    scores = lm.score_candidates(prefix_of(lm), None, None, ids, lengths)
+    scores = lm.score_candidates(prefix_of(lm), None, Padded(ids))
     torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(3))
 
 
@@ -570,8 +570,8 @@ def test_deepcopy_works(load):
     twin = copy.deepcopy(lm)
     target = inputs(lm)[1]
     prefix = prefix_of(lm)
-    assert twin.loss(prefix, None, None, *target)[0] == pytest.approx(
-        lm.loss(prefix, None, None, *target)[0].item()
+    assert twin.loss(prefix, None, target)[0] == pytest.approx(
+        lm.loss(prefix, None, target)[0].item()
     )
 
 
@@ -591,22 +591,22 @@ def test_lora_trains_and_is_saved_with_the_trainable_part(name, load):
     prefix = prefix_of(lm)
     lm.eval()
     with torch.no_grad():  # attention that trains rounds differently
-        start = lm.loss(prefix, None, None, *target)[0]
-        expected = plain.loss(prefix, None, None, *target)[0]
+        start = lm.loss(prefix, None, target)[0]
+        expected = plain.loss(prefix, None, target)[0]
     assert start.item() == pytest.approx(expected.item(), rel=1e-4)  # starts as none
-    before = lm.loss(prefix, None, None, *target)[0]
+    before = lm.loss(prefix, None, target)[0]
     optimizer = torch.optim.SGD(lm.parameters(), lr=1.0)
     for _ in range(2):  # B is zero at first, so A gets its gradient at the second
         optimizer.zero_grad()
-        lm.loss(prefix, None, None, *target)[0].backward()
+        lm.loss(prefix, None, target)[0].backward()
         assert all(p.grad is not None for p in lm.parameters())
         optimizer.step()
-    trained = lm.loss(prefix, None, None, *target)[0]
+    trained = lm.loss(prefix, None, target)[0]
     assert trained.item() != pytest.approx(before.item(), rel=1e-4)
     again = load(name, lora=LORA, dtype="bfloat16")
     again.load_state_dict(lm.state_dict(), strict=True)
     again.eval().to(dtype=torch.float32)
-    assert again.loss(prefix, None, None, *target)[0].item() == trained.item()
+    assert again.loss(prefix, None, target)[0].item() == trained.item()
     assert again.generate(prefix) == lm.generate(prefix)
     assert again.identity()["lora"] == LORA
 
@@ -649,4 +649,4 @@ def test_model_that_bypasses_its_output_layer_is_refused(folders):
     model.forward = forward
     lm = LanguageModel(model, text)
     with pytest.raises(RuntimeError, match="LlamaForCausalLM does not apply"):
-        lm.loss(prefix_of(lm), None, None, *inputs(lm)[1])
+        lm.loss(prefix_of(lm), None, inputs(lm)[1])

@@ -13,17 +13,14 @@ from tiny_qformer import tiny_batch, tiny_heads, tiny_qformer, training_losses
 
 from espnet2_slit.model.objectives import (
     Temperature,
-    World,
     contrastive,
-    fetch_rows,
-    gather_rows,
     generation,
-    global_mean,
     matching,
     sample_negative_pairs,
     sample_negatives,
     similarity,
 )
+from espnet2_slit.model.ranks import World, fetch_rows, gather_rows, global_mean
 
 
 def embeddings(batch=5, queries=3, width=8, seed=0):
@@ -133,12 +130,15 @@ def test_mismatched_batches_are_named():
         contrastive(audio, text, 0.07, gather="clip")
 
 
-def test_accuracy_counts_any_positive():
+def test_recall_counts_any_positive():
     audio = torch.eye(3)[:, None]
     text = torch.eye(3)[[0, 2, 1]]
-    assert contrastive(audio, text, 0.1).accuracy() == pytest.approx(1 / 3)
-    text_ids = torch.tensor([0, 5, 5])
-    assert contrastive(audio, text, 0.1, None, text_ids).accuracy() == 1.0
+    stats = contrastive(audio, text, 0.1).statistics()
+    for name in ("recall_audio_to_text", "recall_text_to_audio"):
+        assert stats[name] == pytest.approx(1 / 3)
+        text_ids = torch.tensor([0, 5, 5])
+        other = contrastive(audio, text, 0.1, None, text_ids).statistics()
+        assert other[name] == 1.0
 
 
 # -- negatives ------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def rank_main(rank: int, folder: str) -> None:
         part = part_of(batch, start, start + sizes[rank])
         for rule in ("full", "detach"):
             results[name, rule] = step(part, rule)
-        world = World.of(sizes[rank], torch.device("cpu"))
+        world = World.of(torch.zeros(sizes[rank], 1))
         index = torch.tensor([5, 0, 2])
         results[name, "rows"] = (
             fetch_rows(part["text"], index, world),

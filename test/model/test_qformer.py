@@ -9,29 +9,35 @@ from tiny_qformer import (
     BOS,
     ENCODER_WIDTH,
     VOCAB,
+    tiny_audio,
     tiny_batch,
     tiny_heads,
     tiny_qformer,
+    tiny_text,
     training_losses,
 )
 
-from espnet2_slit.model.qformer import QFormer, TextLayout
+from espnet2_slit.common.padded import Padded
+from espnet2_slit.model.packed_text import PackedText
+from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_layers import PairBlock
 
 EXACT = dict(rtol=0, atol=2e-6)
 
 
 def all_outputs(qformer: QFormer, batch: dict) -> dict[str, torch.Tensor]:
     """Every pass, one row per clip (generation: one per predicted token)."""
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-    text, lengths = batch["text"], batch["text_lengths"]
+    memory = qformer.encode_frames(tiny_audio(batch))
+    text = tiny_text(batch)
     queries = qformer.forward_queries(memory)
-    index = torch.arange(len(text))
-    logits, targets = qformer.forward_generation(queries.cache, text, lengths)
+    index = torch.arange(len(batch["text"]))
+    pairs = qformer.forward_pairs(memory, text, index, index.flip(0))
+    logits, targets = qformer.forward_generation(queries, text)
     return {
-        "queries": queries.hidden,
-        "instructed": qformer.forward_queries(memory, text, lengths).hidden,
-        "text": qformer.forward_text(text, lengths),
-        "pairs": qformer.forward_pairs(memory, text, lengths, index, index.flip(0)),
+        "queries": queries.hidden.values,
+        "instructed": qformer.forward_queries(memory, text).hidden.values,
+        "text": qformer.forward_text(text),
+        "pairs": pairs.values,
         "logits": logits,
         "targets": targets,
     }
@@ -103,9 +109,9 @@ def test_packed_text_equals_padded_text(monkeypatch):
     """The layout of an accelerator, run here."""
     qformer, batch = tiny_qformer(), tiny_batch()
     packed, gradients = outputs_and_gradients(qformer, batch)
-    original = TextLayout.__init__
+    original = PackedText.__init__
     monkeypatch.setattr(
-        TextLayout,
+        PackedText,
         "__init__",
         lambda self, lengths, width, pack=None: original(
             self, lengths, width, bool(pack)
@@ -119,17 +125,19 @@ def test_packed_padding_changes_no_result(monkeypatch):
     qformer, batch = tiny_qformer(), tiny_batch()
     exact, gradients = outputs_and_gradients(qformer, batch)
     filled = []
-    original = TextLayout.ids_and_positions
+    original = PackedText.ids_and_positions
 
     def count(layout, text):
         ids, positions = original(layout, text)
         filled.append((len(ids), layout.tokens, layout.sequences * layout.longest))
         return ids, positions
 
-    monkeypatch.setattr(TextLayout, "ids_and_positions", count)
-    monkeypatch.setattr("espnet2_slit.model.qformer.ROW_MULTIPLE", 3)
+    monkeypatch.setattr(PackedText, "ids_and_positions", count)
+    monkeypatch.setattr("espnet2_slit.model.packed_text.ROW_MULTIPLE", 3)
     # in float32: the rows alone must change nothing
-    monkeypatch.setattr("espnet2_slit.model.qformer._fills_rows", lambda: True)
+    monkeypatch.setattr(
+        "espnet2_slit.model.packed_text.pads_rows_to_multiple", lambda: True
+    )
     assert_close_to(exact, gradients, qformer, batch)
     packed = [row for row in filled if row[1] is not None]
     assert any(rows > tokens for rows, tokens, _ in packed)
@@ -138,8 +146,8 @@ def test_packed_padding_changes_no_result(monkeypatch):
 
 def test_pairs_in_any_order_equal_each_pair_alone():
     qformer, batch = tiny_qformer().eval(), tiny_batch(4)
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-    text, lengths = batch["text"], batch["text_lengths"]
+    memory = qformer.encode_frames(tiny_audio(batch))
+    text = tiny_text(batch)
     cases = {
         "every clip twice": ([0, 1, 2, 3, 3, 1, 0, 2], [0, 1, 2, 3, 1, 2, 3, 0]),
         "two clips thrice": ([2, 0, 2, 0, 0, 2], [0, 1, 2, 3, 1, 1]),
@@ -148,39 +156,36 @@ def test_pairs_in_any_order_equal_each_pair_alone():
     }
     for name, (audio, texts) in cases.items():
         audio, texts = torch.tensor(audio), torch.tensor(texts)
-        out = qformer.forward_pairs(memory, text, lengths, audio, texts)
+        out = qformer.forward_pairs(memory, text, audio, texts).values
         for i, (a, t) in enumerate(zip(audio, texts, strict=True)):
-            alone = qformer.forward_pairs(memory, text, lengths, a[None], t[None])
+            alone = qformer.forward_pairs(memory, text, a[None], t[None]).values
             torch.testing.assert_close(out[i], alone[0], **EXACT, msg=name)
 
 
-def test_triplets_equal_pairs():
+def test_pairs_of_a_training_step_are_those_pairs():
     qformer, batch = tiny_qformer().eval(), tiny_batch(3)
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-    text, lengths = batch["text"], batch["text_lengths"]
+    memory = qformer.encode_frames(tiny_audio(batch))
+    text = tiny_text(batch)
     audio, other = torch.tensor([2, 2, 0]), torch.tensor([1, 0, 1])
     own = torch.arange(3)
     # a negative text from another rank may be longer or shorter than ours
     for extra in (0, 2):
-        negative_text = F.pad(text[other], (0, extra))
-        triplets = qformer.forward_triplets(
-            memory, text, lengths, memory.select(audio), negative_text, lengths[other]
-        )
-        pairs = qformer.forward_pairs(
-            memory,
-            text,
-            lengths,
+        negative = text.select(other)
+        negative = Padded(F.pad(negative.values, (0, extra)), negative.lengths)
+        step = qformer.forward_matching(memory, text, memory.select(audio), negative)
+        audio_index, text_index = (
             torch.cat((own, audio, own)),
             torch.cat((own, own, other)),
         )
-        torch.testing.assert_close(triplets, pairs, **EXACT)
+        pairs = qformer.forward_pairs(memory, text, audio_index, text_index)
+        torch.testing.assert_close(step.values, pairs.values, **EXACT)
 
 
 def test_cached_generation_equals_joint_causal_pass():
     qformer, batch = tiny_qformer().eval(), tiny_batch()
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
+    memory = qformer.encode_frames(tiny_audio(batch))
     logits, targets = qformer.forward_generation(
-        qformer.forward_queries(memory).cache, batch["text"], batch["text_lengths"]
+        qformer.forward_queries(memory), tiny_text(batch)
     )
     # queries and text in one pass: queries see queries, text sees queries and the past
     count, length = batch["text"].shape
@@ -189,15 +194,14 @@ def test_cached_generation_equals_joint_causal_pass():
     mask[:q, :q] = True
     inputs = batch["text"].clone()
     inputs[:, 0] = BOS
-    from espnet2_slit.model.qformer import _AudioBlock
-
-    layout, text_rows = qformer._embed_text(inputs, torch.full((count,), length))
+    lengths = torch.full((count,), length)
+    layout, text_rows = qformer._embed_text(Padded(inputs, lengths))
     _, text_rows, _ = qformer._run(
         qformer._embed_queries(count),
         text_rows,
         layout,
         mask,
-        blocks=[_AudioBlock(memory)],
+        blocks=[PairBlock(memory)],
     )
     joint = qformer.language_head(text_rows, qformer.embedding.word.weight)
     joint = joint.view(count, length, VOCAB)[:, :-1]
@@ -208,9 +212,9 @@ def test_cached_generation_equals_joint_causal_pass():
 
 def test_generation_predicts_every_token_but_the_first_and_no_padding():
     qformer, batch = tiny_qformer(), tiny_batch()
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
+    memory = qformer.encode_frames(tiny_audio(batch))
     logits, targets = qformer.forward_generation(
-        qformer.forward_queries(memory).cache, batch["text"], batch["text_lengths"]
+        qformer.forward_queries(memory), tiny_text(batch)
     )
     assert len(logits) == len(targets) == int((batch["text_lengths"] - 1).sum())
     expected = [
@@ -223,17 +227,17 @@ def test_generation_predicts_every_token_but_the_first_and_no_padding():
 
 def test_a_token_sees_queries_and_the_past_but_not_the_future():
     qformer, batch = tiny_qformer().eval(), tiny_batch(1)
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-    cache = qformer.forward_queries(memory).cache
+    memory = qformer.encode_frames(tiny_audio(batch))
+    queries = qformer.forward_queries(memory)
     length = batch["text_lengths"]
-    before, _ = qformer.forward_generation(cache, batch["text"], length)
+    before, _ = qformer.forward_generation(queries, tiny_text(batch))
     text = batch["text"].clone()
     text[0, 2] = (text[0, 2] + 1) % BOS
-    after, _ = qformer.forward_generation(cache, text, length)
+    after, _ = qformer.forward_generation(queries, Padded(text, length))
     changed = (before - after).abs().amax(1) > 1e-4
     assert changed.tolist() == [False, False, True, True]
     text[0, 0] = 33  # [DEC] replaces whatever comes first
-    same, _ = qformer.forward_generation(cache, text, length)
+    same, _ = qformer.forward_generation(queries, Padded(text, length))
     assert torch.equal(after, same)
 
 
@@ -245,11 +249,9 @@ def test_checkpointing_on_equals_off_in_all_passes():
         heads = tiny_heads()
         torch.manual_seed(5)
         losses = training_losses(qformer, heads, batch)
-        memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
-        instructed = qformer.forward_queries(
-            memory, batch["text"], batch["text_lengths"]
-        )
-        (sum(losses.values()) + instructed.hidden.square().mean()).backward()
+        memory = qformer.encode_frames(tiny_audio(batch))
+        hidden = qformer.forward_queries(memory, tiny_text(batch)).hidden.values
+        (sum(losses.values()) + hidden.square().mean()).backward()
         gradients = {n: p.grad for n, p in qformer.named_parameters()}
         results.append((losses, gradients))
     (losses, gradients), (losses_on, gradients_on) = results
@@ -269,14 +271,13 @@ def test_every_trainable_weight_gets_a_gradient():
     }
     for stage, conf in stages.items():
         qformer = tiny_qformer(max_windows=2, frames_per_window=6, **conf)
-        memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
+        memory = qformer.encode_frames(tiny_audio(batch))
         if stage == "representation":
             sum(training_losses(qformer, tiny_heads(), batch).values()).backward()
         elif stage == "generative":
-            qformer.forward_queries(memory).hidden.square().sum().backward()
+            qformer.forward_queries(memory).hidden.values.square().sum().backward()
         else:
-            instruction = batch["text"], batch["text_lengths"]
-            hidden = qformer.forward_queries(memory, *instruction).hidden
+            hidden = qformer.forward_queries(memory, tiny_text(batch)).hidden.values
             hidden.square().sum().backward()
         without = [
             n
@@ -301,17 +302,17 @@ def test_sizes_of_the_three_stages():
 
 def test_instruction_changes_the_queries_and_leaves_no_cache():
     qformer, batch = tiny_qformer().eval(), tiny_batch()
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"])
+    memory = qformer.encode_frames(tiny_audio(batch))
     plain = qformer.forward_queries(memory)
-    first = qformer.forward_queries(memory, batch["text"], batch["text_lengths"])
-    second = qformer.forward_queries(
-        memory, batch["text"].flip(0), batch["text_lengths"].flip(0)
-    )
-    assert first.hidden.shape == plain.hidden.shape
-    assert (first.hidden - plain.hidden).abs().max() > 0.01
-    assert (first.hidden - second.hidden).abs().max() > 0.01
+    text = tiny_text(batch)
+    first = qformer.forward_queries(memory, text)
+    turned = text.select(torch.arange(5, -1, -1))
+    second = qformer.forward_queries(memory, turned).hidden.values
+    assert first.hidden.values.shape == plain.hidden.values.shape
+    assert (first.hidden.values - plain.hidden.values).abs().max() > 0.01
+    assert (first.hidden.values - second).abs().max() > 0.01
     with pytest.raises(ValueError, match="have seen an instruction"):
-        qformer.forward_generation(first.cache, batch["text"], batch["text_lengths"])
+        qformer.forward_generation(first, text)
 
 
 def test_window_position_tells_windows_apart_and_starts_at_zero():
@@ -320,12 +321,12 @@ def test_window_position_tells_windows_apart_and_starts_at_zero():
     windowed = tiny_qformer(seed=1, max_windows=3, frames_per_window=4)
     state = plain.state_dict() | {"window_position": torch.zeros(3, ENCODER_WIDTH)}
     windowed.load_state_dict(state)
-    read = batch["frames"], batch["frame_lengths"]
-    before = plain.forward_queries(plain.read_frames(*read)).hidden
-    after = windowed.forward_queries(windowed.read_frames(*read)).hidden
+    read = tiny_audio(batch)
+    before = plain.forward_queries(plain.encode_frames(read)).hidden.values
+    after = windowed.forward_queries(windowed.encode_frames(read)).hidden.values
     torch.testing.assert_close(after, before, **EXACT)
     torch.nn.init.normal_(windowed.window_position)
-    moved = windowed.read_frames(*read)
+    moved = windowed.encode_frames(read)
     # key of frame t = projection of LayerNorm(frame) + position of window t // 4
     normalised = windowed.frame_norm(batch["frames"])
     normalised = normalised + windowed.window_position[torch.arange(11) // 4]
@@ -333,23 +334,25 @@ def test_window_position_tells_windows_apart_and_starts_at_zero():
     expected = key.view(6, 11, 4, 6).transpose(1, 2)
     torch.testing.assert_close(moved.keys[1], expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="hold 12.*max_windows"):
-        windowed.read_frames(torch.zeros(1, 13, ENCODER_WIDTH), torch.tensor([13]))
+        windowed.encode_frames(Padded(torch.zeros(1, 13, ENCODER_WIDTH)))
 
 
 def test_frame_position_tells_what_came_first():
     frames, lengths = torch.randn(2, 11, ENCODER_WIDTH), torch.tensor([11, 11])
-    read, backwards = (frames, lengths), (frames.flip(1), lengths)
+    read, backwards = Padded(frames, lengths), Padded(frames.flip(1), lengths)
     for scale, same in ((0.0, True), (0.5, False)):
         qformer = tiny_qformer(frame_position=scale).eval()
-        hidden = qformer.forward_queries(qformer.read_frames(*read)).hidden
-        turned = qformer.forward_queries(qformer.read_frames(*backwards)).hidden
+        hidden, turned = (
+            qformer.forward_queries(qformer.encode_frames(given)).hidden.values
+            for given in (read, backwards)
+        )
         assert torch.allclose(hidden, turned, atol=1e-5) == same
     # key of frame t = projection of LayerNorm(frame) + gain * sinusoids of t
     place = torch.arange(11.0)[:, None] / 10000 ** (torch.arange(10) / 10)
     sinusoids = torch.stack((place.sin(), place.cos()), -1).flatten(1)
     norm, key = qformer.frame_norm, qformer.layers[2].cross_attention.key
     expected = key(norm(frames) + 0.5 * sinusoids * norm.weight)
-    memory = qformer.read_frames(*read)
+    memory = qformer.encode_frames(read)
     torch.testing.assert_close(
         memory.keys[1], expected.view(2, 11, 4, 6).transpose(1, 2), rtol=0, atol=1e-5
     )
@@ -361,65 +364,6 @@ def test_frame_position_is_asked_for_by_the_weights():
         plain.load_state_dict(placed.state_dict())
     with pytest.raises(RuntimeError, match="frame_position"):
         placed.load_state_dict(plain.state_dict())
-
-
-def long_batch() -> dict:
-    """Enough frames that folding pays: 33 (24 - 4 * 3) > 4 * 3 * 24."""
-    batch = tiny_batch()
-    frames, lengths = batch["frames"].repeat(1, 3, 1), 3 * batch["frame_lengths"]
-    return batch | {"frames": frames, "frame_lengths": lengths}
-
-
-@pytest.mark.parametrize(("windows", "position"), [(1, 0.0), (3, 0.0), (3, 1.0)])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("instructed", [False, True])
-def test_frames_read_by_folded_projections_give_the_same_values_and_gradients(
-    windows, position, dropout, instructed
-):
-    batch = long_batch()
-    sizes = dict(
-        max_windows=windows,
-        frames_per_window=11,
-        frame_position=position,
-        dropout=dropout,
-    )
-    qformer = tiny_qformer(**sizes).double().train()
-    text = (batch["text"], batch["text_lengths"]) if instructed else ()
-    found = []
-    for single_pass in (False, True):
-        memory = qformer.read_frames(
-            batch["frames"].double(), batch["frame_lengths"], single_pass
-        )
-        assert (memory.frames is not None) == single_pass
-        torch.manual_seed(0)  # both draw the same dropout
-        hidden = qformer.forward_queries(memory, *text).hidden
-        qformer.zero_grad()
-        hidden.cos().sum().backward()
-        gradients = [p.grad for p in qformer.parameters() if p.grad is not None]
-        found.append([hidden, *gradients])
-    assert len(found[0]) == len(found[1])
-    for folded, projected in zip(*found, strict=True):
-        torch.testing.assert_close(folded, projected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("change", [{"num_queries": 6}, {"frames": 11}])
-def test_folding_is_left_where_it_would_be_more_work(change):
-    qformer, batch = (
-        tiny_qformer(num_queries=change.get("num_queries", 3)),
-        long_batch(),
-    )
-    frames = batch["frames"][:, : change.get("frames", 33)]
-    lengths = torch.full((len(frames),), frames.size(1))
-    assert qformer.read_frames(frames, lengths, single_pass=True).frames is None
-
-
-def test_selected_clips_of_folded_frames_are_those_clips():
-    qformer, batch = tiny_qformer().eval(), long_batch()
-    memory = qformer.read_frames(batch["frames"], batch["frame_lengths"], True)
-    index = torch.tensor([4, 0])
-    some = qformer.forward_queries(memory.select(index)).hidden
-    everything = qformer.forward_queries(memory).hidden
-    torch.testing.assert_close(some, everything[index], **EXACT)
 
 
 @pytest.mark.parametrize("conf, std", [({}, 0.02), (dict(initial_std=0.05), 0.05)])
@@ -455,11 +399,12 @@ def test_half_precision_weights_run():
 def test_dropout_differs_between_clips_and_is_off_in_eval():
     qformer = tiny_qformer(dropout=0.5)
     frames = torch.randn(1, 5, ENCODER_WIDTH).expand(2, -1, -1)
-    lengths = torch.tensor([5, 5])
-    hidden = qformer.forward_queries(qformer.read_frames(frames, lengths)).hidden
+    memory = qformer.encode_frames(Padded(frames))
+    hidden = qformer.forward_queries(memory).hidden.values
     assert (hidden[0] - hidden[1]).abs().max() > 0.01
     qformer.eval()
-    hidden = qformer.forward_queries(qformer.read_frames(frames, lengths)).hidden
+    memory = qformer.encode_frames(Padded(frames))
+    hidden = qformer.forward_queries(memory).hidden.values
     torch.testing.assert_close(hidden[0], hidden[1], **EXACT)
 
 
@@ -483,12 +428,13 @@ def test_impossible_sizes_are_named(conf, message):
 def test_wrong_inputs_are_named():
     qformer, batch = tiny_qformer(), tiny_batch()
     with pytest.raises(ValueError, match="21 wide.*encoder_width 20"):
-        qformer.read_frames(torch.zeros(1, 3, 21), torch.tensor([3]))
+        qformer.encode_frames(Padded(torch.zeros(1, 3, 21)))
     with pytest.raises(ValueError, match="17 tokens.*16 positions"):
-        qformer.forward_text(torch.ones(1, 17, dtype=torch.long), torch.tensor([17]))
+        long = torch.ones(1, 17, dtype=torch.long)
+        qformer.forward_text(Padded(long, torch.tensor([17])))
     with pytest.raises(ValueError, match="longest is 9.*8 columns"):
-        qformer.forward_text(batch["text"][:, :8], batch["text_lengths"])
+        qformer.forward_text(Padded(batch["text"][:, :8], batch["text_lengths"]))
     blind = tiny_qformer(text_branch=False, vocab_size=0, bos_id=None)
-    memory = blind.read_frames(batch["frames"], batch["frame_lengths"])
+    memory = blind.encode_frames(tiny_audio(batch))
     with pytest.raises(ValueError, match="no text branch"):
-        blind.forward_queries(memory, batch["text"], batch["text_lengths"])
+        blind.forward_queries(memory, tiny_text(batch))

@@ -11,11 +11,10 @@ import pytest
 import torch
 from golden_file import Golden
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.model.objectives import (
     RepresentationHeads,
     contrastive,
-    gather_memory,
-    gather_text,
     generation,
     matching,
     sample_negative_pairs,
@@ -58,46 +57,34 @@ def parts(golden, tmp_path_factory):
         assert not report.initialised
         assert report.left == ["Qformer.bert.embeddings.position_ids"]
         with torch.no_grad():
-            found = qformer.forward_queries(
-                qformer.read_frames(golden["in/frames"], frame_lengths(golden))
-            ).hidden
+            memory = qformer.encode_frames(Padded(golden["in/frames"]))
+            found = qformer.forward_queries(memory).hidden.values
         difference = float((found - golden["mid/query_output"]).abs().max())
         if difference < nearest:
             best, nearest = (qformer, own), difference
     return best
 
 
-def frame_lengths(golden):
-    return torch.full((CLIPS,), golden["in/frames"].size(1))
-
-
 @pytest.fixture(scope="module")
 def step(golden, parts):
     """One step of ours on the same weights and inputs, gather rule as LAVIS'."""
     qformer, heads = parts
-    frames, text = golden["in/frames"], golden["in/ids"]
-    lengths = frame_lengths(golden)
-    text_lengths = golden["in/attention_mask"].sum(1)
-    memory = qformer.read_frames(frames, lengths)
+    text = Padded(golden["in/ids"], golden["in/attention_mask"].sum(1))
+    memory = qformer.encode_frames(Padded(golden["in/frames"]))
     queries = qformer.forward_queries(memory)
-    summary = qformer.forward_text(text, text_lengths)
+    text_cls = qformer.forward_text(text)
     contrast = contrastive(
         heads.embed_audio(queries.hidden),
-        heads.embed_text(summary),
+        heads.embed_text(text_cls),
         heads.temperature(),
         gather="detach",
     )
     negatives = sample_negative_pairs(contrast, seed=0)
-    world = contrast.world
-    pairs = qformer.forward_triplets(
-        memory,
-        text,
-        text_lengths,
-        gather_memory(qformer, memory, frames, lengths, negatives.audio, world),
-        *gather_text(text, text_lengths, negatives.text, world),
+    pairs = qformer.forward_matching(
+        memory, text, memory.select(negatives.audio), text.select(negatives.text)
     )
     match_logits = heads.match(pairs)
-    logits, targets = qformer.forward_generation(queries.cache, text, text_lengths)
+    logits, targets = qformer.forward_generation(queries, text)
     losses = {
         "itc": contrast.loss,
         "itm": matching(match_logits, negatives.labels, negatives.valid, CLIPS),
@@ -106,13 +93,13 @@ def step(golden, parts):
     sum(losses.values()).backward()
     return {
         "losses": losses,
-        "queries": queries.hidden,
-        "summary": summary,
+        "queries": queries.hidden.values,
+        "text_cls": text_cls,
         "similarity": contrast.audio_to_text * heads.temperature(),
         "match_logits": match_logits,
         "logits": logits,
         "targets": targets,
-        "text_lengths": text_lengths,
+        "text_lengths": text.lengths,
         "query_tokens": qformer.query_tokens.grad,
         "temperature": heads.temperature.value.grad[0],
     }
@@ -134,7 +121,7 @@ def test_sum_of_losses(golden, step):
 
 def test_intermediates(golden, step):
     close(step["queries"], golden["mid/query_output"], 1e-5)
-    close(step["summary"], golden["mid/text_output"][:, 0], 1e-5)
+    close(step["text_cls"], golden["mid/text_output"][:, 0], 1e-5)
     close(step["similarity"], golden["mid/similarity_audio_to_text"], 1e-5)
 
 

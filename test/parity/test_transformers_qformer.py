@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.model.objectives import RepresentationHeads
 from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.model.qformer_weights import (
@@ -109,9 +110,11 @@ def test_queries_alone(blip2, inputs):
             encoder_hidden_states=frames,
             encoder_attention_mask=mask(inputs["frame_lengths"], T),
         ).last_hidden_state
-        memory = qformer.read_frames(inputs["frames"], inputs["frame_lengths"])
+        memory = qformer.encode_frames(
+            Padded(inputs["frames"], inputs["frame_lengths"])
+        )
         queries = qformer.forward_queries(memory)
-    torch.testing.assert_close(queries.hidden, expected, **CLOSE)
+    torch.testing.assert_close(queries.hidden.values, expected, **CLOSE)
 
 
 def test_text_alone(blip2, inputs):
@@ -122,8 +125,8 @@ def test_text_alone(blip2, inputs):
             query_length=0,
             attention_mask=mask(inputs["text_lengths"], L),
         ).last_hidden_state[:, 0]
-        summary = qformer.forward_text(inputs["text"], inputs["text_lengths"])
-    torch.testing.assert_close(summary, expected, **CLOSE)
+        text_cls = qformer.forward_text(Padded(inputs["text"], inputs["text_lengths"]))
+    torch.testing.assert_close(text_cls, expected, **CLOSE)
 
 
 def test_queries_with_text_and_the_heads(blip2, inputs):
@@ -142,11 +145,10 @@ def test_queries_with_text_and_the_heads(blip2, inputs):
             attention_mask=F.pad(text_mask, (Q, 0), value=1),
             encoder_hidden_states=frames,
         ).last_hidden_state[:, :Q]
-        memory = qformer.read_frames(inputs["frames"], torch.full((B,), T))
-        pairs = qformer.forward_pairs(
-            memory, inputs["text"], inputs["text_lengths"], index, index
-        )
-        torch.testing.assert_close(pairs, expected, **CLOSE)
+        memory = qformer.encode_frames(Padded(inputs["frames"]))
+        text = Padded(inputs["text"], inputs["text_lengths"])
+        pairs = qformer.forward_pairs(memory, text, index, index)
+        torch.testing.assert_close(pairs.values, expected, **CLOSE)
         torch.testing.assert_close(
             heads.match(pairs), theirs.itm_head(expected).mean(1), **CLOSE_FLOAT32
         )
@@ -167,8 +169,8 @@ def test_gradients_of_queries_alone(blip2, inputs):
         encoder_hidden_states=frames,
         encoder_attention_mask=mask(inputs["frame_lengths"], T),
     ).last_hidden_state.square().sum().backward()
-    memory = qformer.read_frames(inputs["frames"], inputs["frame_lengths"])
-    qformer.forward_queries(memory).hidden.square().sum().backward()
+    memory = qformer.encode_frames(Padded(inputs["frames"], inputs["frame_lengths"]))
+    qformer.forward_queries(memory).hidden.values.square().sum().backward()
     norm, layer = qformer.frame_norm, qformer.layers[2]
     their_norm = theirs.vision_model.post_layernorm
     their_layer = theirs.qformer.encoder.layer[2]
@@ -214,11 +216,13 @@ def test_instruction_aware_queries_with_padded_audio_and_text(inputs, tmp_path):
             encoder_hidden_states=qformer.frame_norm(inputs["frames"]),
             encoder_attention_mask=mask(inputs["frame_lengths"], T),
         ).last_hidden_state[:, :Q]
-        memory = qformer.read_frames(inputs["frames"], inputs["frame_lengths"])
-        queries = qformer.forward_queries(
-            memory, inputs["text"], inputs["text_lengths"]
+        memory = qformer.encode_frames(
+            Padded(inputs["frames"], inputs["frame_lengths"])
         )
-    torch.testing.assert_close(queries.hidden, expected, **CLOSE)
+        queries = qformer.forward_queries(
+            memory, Padded(inputs["text"], inputs["text_lengths"])
+        )
+    torch.testing.assert_close(queries.hidden.values, expected, **CLOSE)
 
 
 def test_queries_of_a_model_without_text(inputs, tmp_path):
@@ -243,9 +247,11 @@ def test_queries_of_a_model_without_text(inputs, tmp_path):
             encoder_hidden_states=qformer.frame_norm(inputs["frames"]),
             encoder_attention_mask=mask(inputs["frame_lengths"], T),
         ).last_hidden_state
-        memory = qformer.read_frames(inputs["frames"], inputs["frame_lengths"])
+        memory = qformer.encode_frames(
+            Padded(inputs["frames"], inputs["frame_lengths"])
+        )
         queries = qformer.forward_queries(memory)
-    torch.testing.assert_close(queries.hidden, expected, **CLOSE)
+    torch.testing.assert_close(queries.hidden.values, expected, **CLOSE)
 
 
 def test_text_pass_of_a_bert_start_is_bert(inputs, tmp_path):
@@ -266,8 +272,8 @@ def test_text_pass_of_a_bert_start_is_bert(inputs, tmp_path):
     text = inputs["text"].clamp(max=VOCAB - 2)
     with torch.no_grad():
         hidden = theirs.bert(text, mask(inputs["text_lengths"], L)).last_hidden_state
-        summary = qformer.forward_text(text, inputs["text_lengths"])
-        torch.testing.assert_close(summary, hidden[:, 0], **CLOSE)
+        text_cls = qformer.forward_text(Padded(text, inputs["text_lengths"]))
+        torch.testing.assert_close(text_cls, hidden[:, 0], **CLOSE)
         prediction = qformer.language_head(hidden, qformer.embedding.word.weight)
         torch.testing.assert_close(
             prediction[..., : VOCAB - 1], theirs.cls.predictions(hidden), **CLOSE

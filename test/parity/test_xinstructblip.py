@@ -17,11 +17,11 @@ from golden_file import Golden
 from xinstruct_parts import GOLDEN, parts
 
 from espnet2_slit import SLIT
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.data.prompt_encoder import Layout
 from espnet2_slit.inference.import_xinstructblip import import_xinstructblip, layout_ids
 from espnet2_slit.model.audio_encoder import build_audio_encoder
 from espnet2_slit.model.language_model import GenerationOptions
-from espnet2_slit.model.query_windows import query_windows
 
 golden = Golden(*GOLDEN)
 BEATS = Golden("XINSTRUCT_BEATS_GOLDEN", "xinstruct_beats_small.npz")
@@ -60,7 +60,7 @@ def systems(files, tmp_path_factory):
             "float32",
         )
         found[name] = SLIT.from_pretrained(out).generator
-        found[name].model.qformer.query_window = golden["in/frames"].shape[2]
+        found[name].model.qformer.query_window_frames = golden["in/frames"].shape[2]
     return found
 
 
@@ -80,18 +80,19 @@ class Case:
         return golden[f"{self.at}/{name}"]
 
     def ids(self, name, instruction=None):
-        """Ids of an instruction, (1, L) and (1,), by the system's own preprocessor."""
+        """Ids of an instruction, (1, L), by the system's own preprocessor."""
         found = self.part.prompt(instruction or self.instruction)[name]
-        return torch.from_numpy(found)[None], torch.tensor([len(found)])
+        return Padded(torch.from_numpy(found)[None], torch.tensor([len(found)]))
 
     def reads(self, instruction=None):
-        return self.frames, self.lengths, *self.ids("qformer_instruction", instruction)
+        frames = Padded(self.frames, self.lengths)
+        return frames, self.ids("qformer_instruction", instruction)
 
     def prefix(self):
         with torch.no_grad():
-            prefix, lengths = self.model.prefix(*self.reads())
-        assert lengths is None
-        return prefix
+            prefix = self.model.prefix(*self.reads())
+        assert prefix.mask().all()
+        return prefix.values
 
 
 @pytest.fixture(params=EACH_CLIP, ids=[f"{s}-clip{c}" for s, c in EACH_CLIP])
@@ -103,16 +104,16 @@ def embed(lm, ids):
     return lm.frozen.module.get_input_embeddings()(ids)
 
 
-def first_token(lm, *inputs):
+def first_token(lm, prefix, prompt):
     """(B, V) log-likelihoods of every token as the first."""
     tokens = torch.arange(lm.vocabulary)[:, None]
-    return lm.score_candidates(*inputs, tokens, torch.ones(len(tokens), dtype=int))
+    return lm.score_candidates(Padded(prefix), prompt, Padded(tokens))
 
 
 def target(lm, answers):
     rows = [torch.tensor(lm.encode_target(answer)) for answer in answers]
     lengths = torch.tensor([len(row) for row in rows])
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
+    return Padded(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
 
 
 # ----------------------------------------------------------------- waveform to frames
@@ -184,9 +185,11 @@ def test_qformer_reads_the_instruction_in_their_ids(case):
 
 
 def test_queries_of_every_window(case):
+    qformer, (frames, instruction) = case.model.qformer, case.reads()
     with torch.no_grad():
-        found = query_windows(case.model.qformer, *case.reads())
-    close(found.hidden, case["queries"][0])
+        memory = qformer.encode_frames(frames)
+        found = qformer.forward_queries(memory, instruction).hidden.values
+    close(found[0].unflatten(0, (memory.windows, -1)), case["queries"][0])
 
 
 def test_prefix(case):
@@ -196,15 +199,10 @@ def test_prefix(case):
 def test_clips_of_a_batch_read_their_own_instructions(systems):
     """Theirs do not; ours are what each clip is alone."""
     cases = [Case(systems, SYSTEMS[0], clip) for clip in CLIPS]
-    found = [case.ids("qformer_instruction") for case in cases]
-    rows = torch.nn.utils.rnn.pad_sequence([ids[0] for ids, _ in found], True)
+    frames = Padded.cat([case.reads()[0] for case in cases])
+    instructions = Padded.cat([case.reads()[1] for case in cases])
     with torch.no_grad():
-        prefix, _ = cases[0].model.prefix(
-            torch.cat([case.frames for case in cases]),
-            torch.cat([case.lengths for case in cases]),
-            rows,
-            torch.cat([length for _, length in found]),
-        )
+        prefix = cases[0].model.prefix(frames, instructions).values
     for case, row in zip(cases, prefix, strict=True):
         close(row, case["prefix"][0])
 
@@ -217,9 +215,9 @@ def test_an_instruction_of_the_qformers_own(system, systems):
     case, at = Case(systems, system, 0), f"{system}/own_qformer_prompt"
     other = golden["in/instructions"][1]
     with torch.no_grad():
-        prefix, _ = case.model.prefix(*case.reads(other))
+        prefix = case.model.prefix(*case.reads(other)).values
     close(prefix, golden[f"{at}/prefix"])
-    ours = first_token(case.lm, prefix, *case.ids("llm_prompt"))
+    ours = first_token(case.lm, prefix, case.ids("llm_prompt"))
     theirs = golden[f"{at}/generate/next_token_logits"].log_softmax(-1)
     close(ours, theirs)
 
@@ -228,13 +226,13 @@ def test_an_instruction_of_the_qformers_own(system, systems):
 
 
 def test_sequence_that_writing_starts_from(case):
-    embedded, used = case.lm._inputs(case["prefix"], *case.ids("llm_prompt"))
+    embedded, used = case.lm._inputs(Padded(case["prefix"]), case.ids("llm_prompt"))
     close(embedded, case["generate/inputs_embeds"])
     assert torch.equal(used.long(), case["generate/attention_mask"])
 
 
 def test_likelihoods_of_the_first_token(case):
-    ours = first_token(case.lm, case.prefix(), *case.ids("llm_prompt"))
+    ours = first_token(case.lm, case.prefix(), case.ids("llm_prompt"))
     close(ours, case["generate/next_token_logits"].log_softmax(-1))
 
 
@@ -261,7 +259,7 @@ def test_written_ids(name, systems, monkeypatch):
         return written[-1]
 
     monkeypatch.setattr(case.lm.frozen.module, "generate", spy)
-    (text,) = case.lm.generate(case.prefix(), *case.ids("llm_prompt"), options)
+    (text,) = case.lm.generate(Padded(case.prefix()), case.ids("llm_prompt"), options)
     theirs = golden[f"{name}/ids"][0, 1:].tolist()
 
     def until_end(ids):
@@ -289,7 +287,8 @@ def test_loss_and_logits_of_training(case):
     head = case.lm.frozen.module.get_output_embeddings()
     handle = head.register_forward_hook(lambda *call: logits.append(call[2][0]))
     answer = target(case.lm, golden["in/answers"][case.clip : case.clip + 1])
-    total, tokens, _ = case.lm.loss(prefix, prompt[:, blank:], length - blank, *answer)
+    asked = Padded(prompt[:, blank:], length - blank)
+    total, tokens, _ = case.lm.loss(Padded(prefix), asked, answer)
     handle.remove()
     close(total / tokens, case["train/loss"], 1e-5)
     close(logits[0], case["train/target_logits"])
@@ -300,7 +299,8 @@ def test_likelihoods_of_labels(case):
     lengths = lengths - 1  # without the end
     assert lengths.tolist() == case["classify/token_count"][0].tolist()
     prompt = case.ids("llm_prompt")
-    sums = case.lm.score_candidates(case.prefix(), *prompt, candidates, lengths)
+    words = Padded(candidates, lengths)
+    sums = case.lm.score_candidates(Padded(case.prefix()), prompt, words)
     close(sums, case["classify/sum_log_likelihood"])
     order = np.argsort(-sums[0].numpy(), kind="stable").tolist()
     assert order == case["classify/ranking"][0].tolist()
@@ -315,21 +315,17 @@ def test_prompts_of_unequal_length_in_one_batch(system, systems):
     cases = [Case(systems, system, clip) for clip in CLIPS]
     case, at = cases[0], f"{system}/batch_mixed"
     prefix = golden[f"{at}/prefix"]
-    found = [one.ids("llm_prompt") for one in cases]
-    prompts = torch.nn.utils.rnn.pad_sequence([ids[0] for ids, _ in found], True)
-    lengths = torch.cat([length for _, length in found])
-    ours = first_token(case.lm, prefix, prompts, lengths)
+    prompts = Padded.cat([one.ids("llm_prompt") for one in cases])
+    ours = first_token(case.lm, prefix, prompts)
     close(ours, golden[f"{at}/generate/next_token_logits"].log_softmax(-1))
     candidates, count = target(case.lm, golden["in/candidates"])
-    sums = case.lm.score_candidates(prefix, prompts, lengths, candidates, count - 1)
+    words = Padded(candidates, count - 1)
+    sums = case.lm.score_candidates(Padded(prefix), prompts, words)
     close(sums, golden[f"{at}/classify/sum_log_likelihood"])
     trained, blank = trained_inputs(case, prefix, len(prefix))
-    total, tokens, _ = case.lm.loss(
-        trained,
-        prompts[:, blank:],
-        lengths - blank,
-        *target(case.lm, golden["in/answers"]),
-    )
+    asked = Padded(prompts.values[:, blank:], prompts.lengths - blank)
+    answers = target(case.lm, golden["in/answers"])
+    total, tokens, _ = case.lm.loss(Padded(trained), asked, answers)
     close(total / tokens, golden[f"{at}/train/loss"], 1e-5)
 
 
@@ -343,12 +339,11 @@ def test_a_batch_of_one_instruction(system, systems):
     frames = golden["in/frames"].flatten(1, 2)
 
     def repeated(name):
-        ids, length = case.ids(name, shared)
-        return ids.expand(rows, -1), length.expand(rows)
+        return case.ids(name, shared).repeat_each(rows)
 
-    lengths = torch.full((rows,), frames.shape[1])
     with torch.no_grad():
-        prefix, _ = case.model.prefix(frames, lengths, *repeated("qformer_instruction"))
+        prefix = case.model.prefix(Padded(frames), repeated("qformer_instruction"))
+    prefix = prefix.values
     close(prefix, golden[f"{at}/prefix"])
-    ours = first_token(case.lm, prefix, *repeated("llm_prompt"))
+    ours = first_token(case.lm, prefix, repeated("llm_prompt"))
     close(ours, golden[f"{at}/generate/next_token_logits"].log_softmax(-1))

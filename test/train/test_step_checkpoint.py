@@ -128,16 +128,16 @@ def test_with_num_iters_per_epoch_the_next_samples_follow(
 ):
     """4 of 6 batches an "epoch": the second begins where the first has ended."""
     more = ["--num_iters_per_epoch", "4", "--shuffle_within_batch", "false"]
-    from espnet2_slit.model.espnet_model import GenerativeModel
+    from espnet2_slit.model.espnet_model import PromptedModel
 
-    forward, seen = GenerativeModel.forward, []
+    forward, seen = PromptedModel.forward, []
 
     def noting(self, *args, **batch):
         if self.training:
             seen.append(tuple(batch["utt_id"]))
         return forward(self, *args, **batch)
 
-    monkeypatch.setattr(GenerativeModel, "forward", noting)
+    monkeypatch.setattr(PromptedModel, "forward", noting)
     main(command("generative", tmp_path / "whole", *more, *ALWAYS))
     undisturbed, seen[:] = list(seen), []
     assert len(undisturbed) == 8 and len(set(undisturbed[:6])) == 6

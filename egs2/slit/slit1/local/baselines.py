@@ -36,7 +36,7 @@ from espnet2_slit.data.preprocessor import (
 )
 from espnet2_slit.model.espnet_model import SLITModel
 from espnet2_slit.model.objectives import Temperature, contrastive, global_mean
-from espnet2_slit.model.qformer import sinusoids
+from espnet2_slit.model.qformer_layers import sinusoids
 from espnet2_slit.task import SLITTask
 
 compat.prepare_espnet_import()
@@ -210,7 +210,7 @@ class DualEncoder(SLITModel):
             text_id[:, 0],
             self.label_smoothing,
         )
-        stats = {"recall": contrast.accuracy(), "temperature": self.temperature()}
+        stats = contrast.statistics() | {"temperature": self.temperature()}
         return self._report({"contrastive": contrast.loss}, stats, len(feats))
 
 
@@ -244,7 +244,7 @@ class Captioner(SLITModel):
         feats_lengths,
         **kwargs,
     ):
-        """One step on B clips, each with the caption to write; see GenerativeModel.
+        """One step on B clips, each with the caption to write; see PromptedModel.
 
         Args:
             llm_target: (B, L) ids, EOS included.
