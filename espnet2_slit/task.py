@@ -248,8 +248,8 @@ class SLITTask(AbsTask):
     def optional_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:
-        """Audio, instructions and clip ids."""
-        return ("speech", "feats", "text", "instruction", "clip")
+        """Audio, paraphrases, instructions and clip ids."""
+        return ("speech", "feats", "text", "text_variants", "instruction", "clip")
 
     # ------------------------------------------------------------------ training
 

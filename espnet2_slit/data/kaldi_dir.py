@@ -24,6 +24,7 @@ SAMPLE_FILES = (
     "text",
     "utt2spk",
     "segments",
+    "text_variants",  # a JSON list of paraphrases of `text`, maybe empty
     "instruction",
     "utt2audio",
     "utt2task",
@@ -56,6 +57,7 @@ DEFAULTS: dict[str, Callable[[str], str]] = {
     "utt2spk": lambda sample: sample,
     "utt2audio": lambda sample: sample,
     "utt2task": lambda sample: "caption",
+    "text_variants": lambda sample: "[]",
 }
 EXAMPLES = 3  # ids named in a message
 SEPARATOR = re.compile(r"[ \t]+")

@@ -216,6 +216,7 @@ class _Sets:
                 instruction=instruction,
                 segment=row.segment,
                 choices=choices,
+                variants=[] if split == "test" else row.variants,
             )
 
     def describe(self, corpus: str) -> None:
@@ -276,6 +277,7 @@ class _Sample(NamedTuple):
     category: str
     source: str
     choices: list[str]
+    variants: list[str]
 
 
 def _sample(where: str, row: Row, folder: Path, report: Report) -> _Sample | None:
@@ -314,6 +316,7 @@ def _sample(where: str, row: Row, folder: Path, report: Report) -> _Sample | Non
         one_line(row["category"]).replace(" ", "_"),
         one_line(row["source"]).replace(" ", "_"),
         choices,
+        [one_line(text) for text in json.loads(row["text_variants"] or "[]")],
     )
 
 

@@ -18,8 +18,9 @@ from espnet2_slit.data.kaldi_dir import DataDirError
 
 COLUMNS = (
     *("audio", "text", "instruction", "task", "split", "start", "end", "category"),
-    *("source", "choices"),
+    *("source", "choices", "text_variants"),
 )
+LISTS = {"choices": 2, "text_variants": 1}  # fewest texts
 TIMES = ("start", "end")
 NAMES = ("category", "source")  # may be numbers: ids of a publisher
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -36,7 +37,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         path: .csv, .tsv or .jsonl file in UTF-8 or, with a byte order mark, UTF-16.
 
     Yields:
-        Rows with all COLUMNS, "" where there is none; choices as a JSON list.
+        Rows with all COLUMNS, "" where there is none; LISTS as JSON.
 
     Raises:
         DataDirError: not such a file; the message gives file and line.
@@ -119,7 +120,8 @@ def _table_rows(path: Path, stream: TextIO) -> Iterator[tuple[int, Row]]:
             if is_tsv:
                 cells = [_unquoted(cell) for cell in cells]
             row = {**dict.fromkeys(COLUMNS, ""), **dict(zip(names, cells, strict=True))}
-            row["choices"] = _choices_of_cell(path, rows.line_num, row["choices"])
+            for name in LISTS:
+                row[name] = _list_of_cell(path, rows.line_num, name, row[name])
             yield rows.line_num, row
     except csv.Error as error:
         raise DataDirError(f"{path} line {rows.line_num}: {error}") from error
@@ -134,8 +136,8 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def _choices_of_cell(path: Path, line: int, cell: str) -> str:
-    """Options in a cell: a JSON list, or texts with | between them."""
+def _list_of_cell(path: Path, line: int, name: str, cell: str) -> str:
+    """Texts in a cell: a JSON list, or with | between them."""
     if not cell.strip():
         return ""
     options: Any = [option.strip() for option in cell.split("|")]
@@ -144,7 +146,7 @@ def _choices_of_cell(path: Path, line: int, cell: str) -> str:
             options = json.loads(cell)
         except json.JSONDecodeError:
             options = None
-    return _choices(path, line, options)
+    return _list(path, line, name, options)
 
 
 # ------------------------------------------------------------------------------ JSONL
@@ -171,8 +173,8 @@ def _json_rows(path: Path, stream: TextIO) -> Iterator[tuple[int, Row]]:
         texts = values.pop("text")
         row = {**dict.fromkeys(COLUMNS, "")}
         for name, value in values.items():
-            if name == "choices":
-                row[name] = "" if value is None else _choices(path, number, value)
+            if name in LISTS:
+                row[name] = "" if value is None else _list(path, number, name, value)
             else:
                 row[name] = _text(path, number, name, value)
         for text in (texts or [""]) if isinstance(texts, list) else [texts]:
@@ -205,11 +207,11 @@ def _text(path: Path, line: int, name: str, value: Any) -> str:
     return str(value)
 
 
-def _choices(path: Path, line: int, options: Any) -> str:
-    is_list = isinstance(options, list) and len(options) > 1
-    if not is_list or not all(isinstance(o, str) and o.strip() for o in options):
+def _list(path: Path, line: int, name: str, texts: Any) -> str:
+    is_list = isinstance(texts, list) and len(texts) >= LISTS[name]
+    if not is_list or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataDirError(
-            f"{path} line {line}: choices is {options!r:.60}, expected a list of two"
-            " or more texts."
+            f"{path} line {line}: {name} is {texts!r:.60}, expected a list of"
+            f" {'two or more' if LISTS[name] > 1 else 'one or more'} texts."
         )
-    return json.dumps(options, ensure_ascii=False)
+    return json.dumps(texts, ensure_ascii=False)

@@ -86,6 +86,36 @@ def qformer_tokenizer_identity(tokenizer) -> Dict[str, Any]:
     }
 
 
+def unknown_share(tokenizer, text: str) -> float:
+    """How much of a text a tokenizer cannot write.
+
+    Args:
+        tokenizer: of transformers.
+        text: any.
+
+    Returns:
+        Share of its characters, blanks aside, that become the unknown token; of its
+        tokens where the tokenizer does not say which characters they are of.
+    """
+    unknown = tokenizer.unk_token_id
+    found = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast
+    )
+    ids = found["input_ids"]
+    if unknown is None or unknown not in ids:
+        return 0.0
+    if not tokenizer.is_fast:
+        return ids.count(unknown) / len(ids)
+    lost = {
+        place
+        for piece, (start, end) in zip(ids, found["offset_mapping"], strict=True)
+        if piece == unknown
+        for place in range(start, end)
+        if not text[place].isspace()
+    }
+    return len(lost) / max(1, sum(not character.isspace() for character in text))
+
+
 def stable_id(text: str) -> int:
     """63-bit hash of a string: the same on every machine, rank and run."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
@@ -197,23 +227,28 @@ class SLITPreprocessor(AbsPreprocessor):
         Args:
             uid: sample id, for messages and as clip id where none is given.
             data: speech (S,) or feats (T, D_a), and the strings text, instruction
-                and clip, as far as the data directory has them.
+                and clip, as far as the data directory has them; text_variants, a JSON
+                list of paraphrases, of which training draws one or `text` an epoch.
 
         Returns:
             Arrays only, int64 for ids.
 
         Raises:
-            ValueError: empty text or audio, a wrong shape; the message names `uid`.
+            ValueError: empty text or audio, a wrong shape, a training text of which the
+                tokenizer knows less than half; the message names `uid`.
         """
         strings = {k: v for k, v in data.items() if isinstance(v, str)}
         arrays = {k: v for k, v in data.items() if not isinstance(v, str)}
-        unknown = sorted(set(strings) - {"text", "instruction", "clip"})
+        known = {"text", "text_variants", "instruction", "clip"}
+        unknown = sorted(set(strings) - known)
         if unknown:
             raise ValueError(
                 f"utterance {uid}: expected the strings text, instruction and clip, "
                 f"found {', '.join(unknown)}. Correct the names in "
                 "--train_data_path_and_name_and_type."
             )
+        if "text_variants" in strings and "text" in strings and self.train:
+            strings["text"] = self._variant(uid, strings)
         if "speech" in arrays:
             arrays["speech"] = self._checked_speech(uid, arrays["speech"])
         if self.augmentation is not None:
@@ -251,6 +286,20 @@ class SLITPreprocessor(AbsPreprocessor):
             clip = strings.get("clip", uid)
             strings["clip"] = self.augmentation.clip(epoch, uid, clip)
 
+    def _variant(self, uid: str, strings: Dict[str, str]) -> str:
+        """The text or one of its paraphrases, drawn by the epoch's seed and the id."""
+        try:
+            found = json.loads(strings["text_variants"])
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(v, str) for v in found):
+            raise ValueError(
+                f"utterance {uid}: text_variants is {strings['text_variants']!r:.60}, "
+                "expected a JSON list of texts."
+            )
+        found = [strings["text"], *found]
+        return found[stable_id(f"{_epoch_seed()} {uid} text") % len(found)]
+
     def _text_arrays(self, uid: str, text: str) -> Dict[str, np.ndarray]:
         if not text.strip():
             raise ValueError(
@@ -259,12 +308,14 @@ class SLITPreprocessor(AbsPreprocessor):
             )
         if self.model == "representation":
             ids = self.tokenizer(text)["input_ids"]
+            self._check_known(uid, text, ids, self.tokenizer)
             ids = self._cut(uid, "text", ids, self.max_text_length)
             return {
                 "qformer_text": _ints(ids),
                 "text_id": _ints([stable_id(normalize_caption(text))]),
             }
         ids = self.prompt_encoder.encode_target(text)
+        self._check_known(uid, text, ids, self.prompt_encoder.tokenizer)
         if len(ids) > self.max_target_length:
             self._count(uid, "target", len(ids), self.max_target_length)
             ids = ids[: self.max_target_length]
@@ -319,6 +370,34 @@ class SLITPreprocessor(AbsPreprocessor):
                 f"utterance {uid}: {what} has {found} tokens and was cut to {limit} "
                 f"({count} so far in this process). Raise "
                 f"preprocessor_conf.max_{_LIMITS[what]}_length to keep it whole."
+            )
+
+    def _check_known(self, uid: str, text: str, ids: List[int], tokenizer) -> None:
+        """Count texts that the tokenizer cannot write in full; say so now and then.
+
+        Raises:
+            ValueError: most of a training text is unknown to it.
+        """
+        self.counts["texts"] += 1
+        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids:
+            return
+        share = unknown_share(tokenizer, text)
+        self.counts["unknown texts"] += 1
+        count, seen = self.counts["unknown texts"], self.counts["texts"]
+        said = (
+            f"utterance {uid}: {share:.0%} of {text!r:.80} is unknown to the tokenizer"
+            f" of {tokenizer.name_or_path}, which writes {tokenizer.unk_token} instead"
+        )
+        advice = (
+            "Take a language model and a Q-Former tokenizer of this language, such as"
+            " google/mt5-base and bert-base-multilingual-cased (docs/own_data.md)."
+        )
+        if self.train and share > 0.5:
+            raise ValueError(f"{said}. {advice}")
+        if count == 10 ** (len(str(count)) - 1):
+            logging.warning(
+                f"{said} ({count} of {seen} texts of this process so far,"
+                f" {count / seen:.1%}). {advice}"
             )
 
     def _checked_speech(self, uid: str, speech: np.ndarray) -> np.ndarray:

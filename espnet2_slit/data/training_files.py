@@ -54,6 +54,8 @@ def training_files(
     wanted = [audio, ("text", "text", "text")]
     if instructions and (folder / "instruction").is_file():
         wanted.append(("instruction", "instruction", "text"))
+    if (folder / "text_variants").is_file():
+        wanted.append(("text_variants", "text_variants", "text"))
     if (folder / "utt2audio").is_file():
         wanted.append(("utt2audio", "clip", "text"))
     absent = [

@@ -190,6 +190,7 @@ class SetWriter:
     _NAMES = (
         *("wav.scp", "text", "utt2spk", "utt2audio", "utt2task", "utt2category"),
         *("utt2source", "instruction", "utt2fold", "choices", "clip2name"),
+        "text_variants",
         *("references", ".recordings", ".segments"),
     )
 
@@ -201,7 +202,7 @@ class SetWriter:
         self.clips: set[str] = set()
         self.left_out: dict[str, int] = {}
         self._recordings: set[str] = set()
-        self._cut = self._shared = self._sources = False
+        self._cut = self._shared = self._sources = self._varied = False
         self._facts: dict[str, Any] | None = None
         self._lists: dict[str, list[str]] = {}
 
@@ -233,6 +234,7 @@ class SetWriter:
         name: str = "",
         fold: str = "",
         choices: Sequence[str] = (),
+        variants: Sequence[str] = (),
     ) -> None:
         """Add one sample.
 
@@ -250,6 +252,7 @@ class SetWriter:
             name: the publisher's name of the clip.
             fold: published fold, where scores are means over folds.
             choices: answers to choose from.
+            variants: paraphrases of the text, of which training draws.
         """
         files = self._files
         self._cut |= segment is not None
@@ -271,8 +274,9 @@ class SetWriter:
         if instruction:
             files["instruction"].add(f"{utterance} {instruction}")
         if choices:
-            listed = json.dumps(list(choices), ensure_ascii=False)
-            files["choices"].add(f"{utterance} {listed}")
+            files["choices"].add(f"{utterance} {_json(choices)}")
+        files["text_variants"].add(f"{utterance} {_json(variants)}")
+        self._varied |= bool(variants)
         if clip not in self.clips:
             self.clips.add(clip)
             if name:
@@ -313,6 +317,8 @@ class SetWriter:
             (folder / "utt2audio").unlink()
         if not (self._sources or self.always):
             (folder / "utt2source").unlink()
+        if not self._varied:
+            (folder / "text_variants").unlink()
         for name in ("instruction", "utt2fold"):
             count = self._files[name].count
             if count < self.samples:
@@ -330,6 +336,10 @@ class SetWriter:
                 write_atomically(folder / name, lines)
         if self._facts is not None:
             write_set(folder, **{"name": self.folder.name, **self._facts})
+
+
+def _json(texts: Sequence[str]) -> str:
+    return json.dumps(list(texts), ensure_ascii=False)
 
 
 def _refuse_twins(path: Path, folder: Path) -> None:

@@ -404,3 +404,14 @@ def test_choices_stand_beside_the_questions_of_the_test_set(tmp_path, form):
     (asked_in_training,) = read(tmp_path, "train_instruction", "instruction").values()
     assert "(A) dog." in asked_in_training and "(B) cat." in asked_in_training
     assert not (tmp_path / "data" / "train_instruction" / "choices").exists()
+
+
+def test_paraphrases_stand_beside_the_texts_of_training_sets(tmp_path):
+    rows = [caption("a.wav", "a dog barks", text_variants=["a hound barks", "woof"])]
+    rows += [caption("b.wav", "rain"), caption("c.wav", "wind", "test")]
+    make(tmp_path, rows)
+    variants = read(tmp_path, "train_caption", "text_variants")
+    assert sorted(variants.values()) == ["[]", '["a hound barks", "woof"]']
+    for folder in (tmp_path / "data").iterdir():
+        validate.validate(folder)
+    assert not (tmp_path / "data" / "test_caption" / "text_variants").exists()

@@ -13,6 +13,7 @@ from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
     stable_id,
+    unknown_share,
 )
 
 SPEECH = np.linspace(-0.5, 0.5, 1600, dtype=np.float32)
@@ -226,3 +227,73 @@ def test_instruction_wording():
         instruction("question_answering")
     with pytest.raises(ValueError, match="expected no question"):
         instruction("caption", "what?")
+
+
+# ---------------------------------------------- texts that a tokenizer cannot write
+
+
+HINDI = "\u0915\u0941\u0924\u094d\u0924\u093e"
+CHINESE = "\u72d7\u5728\u53eb"
+ARABIC = "\u0643\u0644\u0628 \u064a\u0646\u0628\u062d"
+
+
+@pytest.mark.parametrize("model", ["representation", "generative", "instruction"])
+@pytest.mark.parametrize("text", [HINDI, CHINESE, ARABIC], ids=["hi", "zh", "ar"])
+def test_a_training_text_that_is_mostly_unknown_stops(make, model, text):
+    with pytest.raises(ValueError, match="utt1: 100%.*unknown.*language"):
+        make(model, train=True)("utt1", sample(text=text, instruction="describe"))
+    make(model)("utt1", sample(text=text, instruction="describe"))  # a query may be so
+
+
+def test_unknown_pieces_are_counted_and_said_now_and_then(make, caplog):
+    preprocessor = make("representation", train=True)
+    for n in range(30):
+        odd = " \u72d7" if n % 2 else ""
+        preprocessor(f"utt{n}", sample(text="a dog barks" + odd))
+    assert preprocessor.counts["unknown texts"] == 15
+    said = [r.message for r in caplog.records if "unknown" in r.message]
+    assert len(said) == 2
+    assert "10 of 20 texts" in said[1] and "50.0%" in said[1]
+
+
+def test_the_unknown_share_is_of_characters(tiny_parts):
+    for name in ("tokenizer", "t5"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(getattr(tiny_parts, name))
+        assert unknown_share(tokenizer, "a dog") == 0
+        # SentencePiece writes one mark for all three signs
+        assert unknown_share(tokenizer, "a dog \u72d7\u5728\u53eb\u72d7") == 0.5
+
+
+# ----------------------------------------------------------- paraphrases, one an epoch
+
+
+def texts_of(preprocessor, epochs=40):
+    variants = '["a hound barks", "barking of a dog"]'
+    drawn = []
+    for epoch in range(epochs):
+        torch.manual_seed(epoch)
+        arrays = preprocessor("utt1", sample(text_variants=variants))
+        drawn.append(tuple(arrays["qformer_text"].tolist()))
+    return drawn
+
+
+def test_variants_of_a_text_are_drawn_anew_each_epoch_and_repeatably(make):
+    preprocessor = make("representation", train=True)
+    drawn = texts_of(preprocessor)
+    assert len(set(drawn)) == 3 and drawn == texts_of(preprocessor)
+    counts = sorted(drawn.count(text) for text in set(drawn))
+    assert counts[0] >= 5
+
+
+def test_validation_sees_the_text_itself(make):
+    drawn = texts_of(make("representation"))
+    assert set(drawn) == {
+        tuple(make("representation")("utt1", sample())["qformer_text"].tolist())
+    }
+
+
+def test_variants_that_are_no_list_of_texts_are_named(make):
+    with pytest.raises(ValueError, match="utt1: text_variants.*JSON list"):
+        make("representation", train=True)("utt1", sample(text_variants="a dog"))
