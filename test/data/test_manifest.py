@@ -411,7 +411,7 @@ def test_paraphrases_stand_beside_the_texts_of_training_sets(tmp_path):
     rows += [caption("b.wav", "rain"), caption("c.wav", "wind", "test")]
     make(tmp_path, rows)
     variants = read(tmp_path, "train_caption", "text_variants")
-    assert sorted(variants.values()) == ["[]", '["a hound barks", "woof"]']
+    assert set(variants.values()) == {"[]", '["a hound barks", "woof"]'}
     for folder in (tmp_path / "data").iterdir():
         validate.validate(folder)
     assert not (tmp_path / "data" / "test_caption" / "text_variants").exists()
