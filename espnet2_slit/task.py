@@ -32,6 +32,7 @@ from espnet2_slit.model.espnet_model import (
     RepresentationModel,
     SLITModel,
 )
+from espnet2_slit.model.frame_stack import CONNECTORS, build_frame_stack
 from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.train.checkpoint import (
     can_be_resumed,
@@ -126,6 +127,20 @@ class SLITTask(AbsTask):
             action=NestedDictAction,
             default=dict(),
             help="Keywords of QFormer: width, layers, heads, num_queries, ...",
+        )
+        group.add_argument(
+            "--connector",
+            choices=CONNECTORS,
+            default="qformer",
+            help="What turns frames into the language model's prompt: the Q-Former, or "
+            "stacked frames with one layer (linear) or two (mlp); the latter are for "
+            "generative and instruction, without --init_param of representation",
+        )
+        group.add_argument(
+            "--connector_conf",
+            action=NestedDictAction,
+            default=dict(),
+            help="Keywords of build_frame_stack: stack, hidden",
         )
         group.add_argument(
             "--qformer_tokenizer",
@@ -227,6 +242,8 @@ class SLITTask(AbsTask):
             # A mixture's other clip is one of the same set.
             own = {"folder": getattr(args, "train_dir", "") or ""}
             conf["augment"] = {**own, **conf["augment"]}
+        if args.connector != "qformer":
+            conf["qformer_instruction"] = False
         return SLITPreprocessor(
             train=train,
             model=args.model,
@@ -381,6 +398,12 @@ class SLITTask(AbsTask):
                 f"{args.language_model!r}. The language model enters in the "
                 "generative stage."
             )
+        if args.model == "representation" and args.connector != "qformer":
+            raise ValueError(
+                "--model representation: expected --connector qformer, found "
+                f"{args.connector}. Only the Q-Former has this stage; train the "
+                "generative one."
+            )
 
     @classmethod
     def build_optimizers(
@@ -474,15 +497,20 @@ class SLITTask(AbsTask):
             parts["instructed"] = args.model == "instruction"
             identity = parts["language_model"].identity()
             _record(args, "language_model_identity", identity)
-        tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
-        _record(
-            args, "qformer_tokenizer_identity", qformer_tokenizer_identity(tokenizer)
-        )
-        qformer = cls.build_qformer(args, facts, tokenizer)
+        if args.connector == "qformer":
+            tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
+            identity = qformer_tokenizer_identity(tokenizer)
+            _record(args, "qformer_tokenizer_identity", identity)
+            qformer = parts["qformer"] = cls.build_qformer(args, facts, tokenizer)
+        else:
+            parts["connector"] = build_frame_stack(
+                args.connector, facts["width"], **args.connector_conf
+            )
+            parts["qformer"] = qformer = None
         model = model_choices.get_class(args.model)(
-            qformer=qformer, audio_encoder=audio_encoder, **parts, **args.model_conf
+            audio_encoder=audio_encoder, **parts, **args.model_conf
         )
-        if args.qformer_init and not args.init_param:
+        if args.qformer_init and not args.init_param and qformer is not None:
             from espnet2_slit.model.qformer_weights import load_pretrained_qformer
 
             load_pretrained_qformer(
@@ -692,6 +720,8 @@ class SLITTask(AbsTask):
             if isinstance(value, dict) and isinstance(options[name], dict):
                 value = {**options[name], **value}
             options[name] = value
+        # of trainings before there were others
+        options = {"connector": "qformer", "connector_conf": {}, **options}
         # the cache is of the training set; weights come from the model file
         options.update(features="", qformer_init="", init_param=[])
         args = argparse.Namespace(**options)

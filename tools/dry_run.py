@@ -155,6 +155,7 @@ class Plan:
     def model(self, lm=None) -> torch.nn.Module:
         """The model of this stage on cached frames of BEATs."""
         from espnet2_slit.model import espnet_model
+        from espnet2_slit.model.frame_stack import build_frame_stack
         from espnet2_slit.model.qformer import QFormer
 
         representation = self.stage == "representation"
@@ -166,10 +167,17 @@ class Plan:
             if instruction
             else representation or model_conf.get("carry_text_branch", True)
         )
-        settings = dict(max_windows=8, frames_per_window=496)
+        width = ARCHITECTURES["beats"]["encoder_embed_dim"]
+        kind = self.conf.get("connector", "qformer")
+        if kind != "qformer":
+            conf = self.conf.get("connector_conf") or {}
+            connector = build_frame_stack(kind, width, **conf)
+            model_conf = model_conf | dict(connector=connector, instructed=instruction)
+            return espnet_model.PromptedModel(None, lm or self.lm(), **model_conf)
+        settings = dict(max_windows=8, frames_per_window=496, frames_per_second=49.6)
         settings |= self.conf.get("qformer_conf") or {}
         qformer = QFormer(
-            encoder_width=ARCHITECTURES["beats"]["encoder_embed_dim"],
+            encoder_width=width,
             vocab_size=BERT_VOCABULARY,
             bos_id=BERT_VOCABULARY - 1,
             text_branch=text_branch,

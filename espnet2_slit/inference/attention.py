@@ -42,7 +42,7 @@ def attention(
             ids = part.prompt(instruction).get("qformer_instruction")
             if ids is not None:
                 reads = pad([ids] * len(batch)).to(engine.device)
-        weights = attention_weights(part.model.qformer, frames, reads)
+        weights = attention_weights(part.qformer, frames, reads)
         for clip, row, real in zip(batch, weights, frames.mask(), strict=True):
             maps[clip] = row[:, :, : int(real.sum())]
     return maps

@@ -81,7 +81,8 @@ def decode_set(
         files += decode(share)
     if not merge:
         return None
-    if options.attention_clips and tasks != ["moments"]:
+    has_queries = slit.first.model.qformer is not None
+    if options.attention_clips and has_queries and tasks != ["moments"]:
         files.append(write_attention(share))
     content = {
         **_facts(slit, data, options, tasks),

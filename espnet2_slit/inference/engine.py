@@ -31,6 +31,7 @@ from espnet2_slit.inference.defaults import TaskDefaults, read_defaults, wording
 from espnet2_slit.inference.requests import InferenceError, Options, generation_options
 from espnet2_slit.inference.system import read_config, resolve
 from espnet2_slit.model.language_model import GenerationOptions
+from espnet2_slit.model.qformer import QFormer
 
 # Padded seconds in one batch: 16 clips of 10 s; a longer clip is a batch of its own.
 BATCH_SECONDS = 160.0
@@ -80,6 +81,21 @@ class Component:
         # A text of an evaluation set stands in hundreds of pairs.
         self.text_ids = functools.lru_cache(maxsize=200_000)(self._text_ids)
         self.prompt = functools.lru_cache(maxsize=10_000)(self._prompt)
+
+    @property
+    def qformer(self) -> QFormer:
+        """Its Q-Former.
+
+        Raises:
+            InferenceError: stacked frames stand in its place.
+        """
+        if self.model.qformer is None:
+            raise InferenceError(
+                f"{self.config_file}: expected a Q-Former, whose queries look at "
+                f"frames, found connector: {self.options.connector}. Ask a system with "
+                "one."
+            )
+        return self.model.qformer
 
     def _text_ids(self, text: str) -> np.ndarray:
         """Ids of a text for the Q-Former."""
@@ -462,7 +478,7 @@ class Engine:
         if clips.are_frames or any(p.model.audio_encoder is not None for p in parts):
             yield clips
             return
-        width = self.first.model.qformer.encoder_width
+        width = self.first.model.encoder_width
         rate = self.encoder_identity["frames_per_second"]
         with FrameCache(len(clips), width, rate) as cache:
             with self.lock, torch.inference_mode():

@@ -157,7 +157,8 @@ def _stage_frozen(system, stage, include_frozen):
     for config_file, _ in system.parts.values():
         config = read_config(config_file)
         identity = config.get("qformer_tokenizer_identity") or {}
-        tokenizers.add(identity.get("fingerprint"))
+        if identity:  # a connector of stacked frames has none
+            tokenizers.add(identity.get("fingerprint"))
         if len(tokenizers) > 1:
             raise PackingError(
                 f"{config_file}: the parts were trained with different Q-Former"

@@ -76,8 +76,8 @@ def read_queries(engine: Engine, clips: Clips) -> Tensor:
     part = engine.first
     hidden: list[Any] = [None] * len(clips)
     for batch, arrays in engine.batches(clips):
-        memory = part.model.qformer.encode_frames(engine.frames(part, clips, arrays))
-        found = part.model.qformer.forward_queries(memory).hidden
+        memory = part.qformer.encode_frames(engine.frames(part, clips, arrays))
+        found = part.qformer.forward_queries(memory).hidden
         for clip, rows, real in zip(batch, found.values, found.mask(), strict=True):
             hidden[clip] = rows[real].float().cpu()
     return torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)

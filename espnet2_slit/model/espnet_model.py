@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espnet2_slit.common import compat
 from espnet2_slit.common.padded import Padded
 from espnet2_slit.common.precision import autocast, check_precision
+from espnet2_slit.model.frame_stack import FrameStack
 from espnet2_slit.model.objectives import (
     ContrastiveOutput,
     RepresentationHeads,
@@ -44,7 +45,7 @@ class SLITModel(AbsESPnetModel):
     """What the three stages share: audio in, health watch, ESPnet's return value.
 
     Args:
-        qformer: the trained Q-Former.
+        qformer: the trained Q-Former; None in a model without one.
         audio_encoder: frozen encoder (its parameters, if any, weight its layers);
             None if frames come from the feature cache.
         precision: "float32", or "bfloat16": forward runs under autocast, also on a CPU,
@@ -62,14 +63,14 @@ class SLITModel(AbsESPnetModel):
 
     def __init__(
         self,
-        qformer: QFormer,
+        qformer: Optional[QFormer],
         audio_encoder: Optional[nn.Module] = None,
         precision: str = "float32",
     ):
         super().__init__()
         check_precision(precision, option="model_conf.precision")
         self.precision = precision
-        self.qformer = qformer
+        self.qformer: Any = qformer  # None in a model without one
         self.audio_encoder = audio_encoder
         # of this process, for the watch alone: not in checkpoints, not broadcast
         self._running_loss: Optional[Tensor] = None
@@ -344,6 +345,11 @@ class RepresentationModel(SLITModel):
 
     # -- for inference --
 
+    @property
+    def encoder_width(self) -> int:
+        """D_a of the frames that this model reads."""
+        return self.qformer.encoder_width
+
     def embed_audio(self, frames: Padded) -> Tuple[Tensor, FrameKV]:
         """Clips in the joint space.
 
@@ -405,12 +411,13 @@ class PromptedModel(SLITModel):
 
     In generative learning the queries read the audio alone; in instruction tuning the
     instruction goes to the language model and, if they have a text branch, to the
-    queries.
+    queries. In place of the queries, stacked frames may be the prompt.
 
     Args:
-        qformer: its language head is not needed.
+        qformer: its language head is not needed; None beside a connector.
         language_model: frozen, possibly with trained LoRA weights.
         audio_encoder: frozen encoder; None for cached features.
+        connector: stands in for the Q-Former; None: there is one.
         instructed: instruction tuning.
         carry_text_branch: of generative learning: keep the Q-Former's text side,
             untrained, in the checkpoints, so that instruction tuning can start from it.
@@ -422,20 +429,30 @@ class PromptedModel(SLITModel):
         "training_step",
         "qformer.language_head.",
     )
-    new_keys = ("language_projection.", "language_model.", "audio_encoder.")
+    new_keys = (
+        "connector.",
+        "language_projection.",
+        "language_model.",
+        "audio_encoder.",
+    )
 
     def __init__(
         self,
-        qformer: QFormer,
+        qformer: Optional[QFormer],
         language_model: nn.Module,
         audio_encoder: Optional[nn.Module] = None,
+        connector: Optional[FrameStack] = None,
         instructed: bool = False,
         carry_text_branch: bool = True,
         precision: str = "float32",
     ):
         super().__init__(qformer, audio_encoder, precision)
         self.language_model = language_model
-        self.language_projection = nn.Linear(qformer.width, language_model.width)
+        self.connector = connector
+        width = self._reader.width
+        self.language_projection = nn.Linear(width, language_model.width)
+        if qformer is None:
+            return
         has_text = qformer.embedding is not None
         if not has_text:
             self.ignored_keys += text_branch_names(qformer)
@@ -476,17 +493,27 @@ class PromptedModel(SLITModel):
         """
         batch, target = len(llm_target), Padded(llm_target, llm_target_lengths)
         instruction = _padded(qformer_instruction, qformer_instruction_lengths)
-        queries = self._queries(self.encode_audio(**audio), instruction)
+        vectors = self._read(self.encode_audio(**audio), instruction)
         total, tokens, correct = self.language_model.loss(
-            self._project(queries), _padded(llm_prompt, llm_prompt_lengths), target
+            self._project(vectors), _padded(llm_prompt, llm_prompt_lengths), target
         )
         losses = {"language_model": global_mean(total, tokens, batch)}
         stats = {
             "loss_language_model": losses["language_model"],
             "accuracy_token": global_mean(correct.float(), tokens, batch),
-            "query_diversity": query_diversity(queries),
+            "query_diversity": query_diversity(vectors),
         }
         return self._report(losses, stats, batch)
+
+    @property
+    def _reader(self) -> nn.Module:
+        """What reads the frames: the Q-Former, or what stands in for it."""
+        return self.connector if self.qformer is None else self.qformer
+
+    @property
+    def encoder_width(self) -> int:
+        """D_a of the frames that this model reads."""
+        return self._reader.encoder_width
 
     def prefix(self, frames: Padded, instruction: Optional[Padded] = None) -> Padded:
         """Soft prompt of each clip.
@@ -496,16 +523,19 @@ class PromptedModel(SLITModel):
             instruction: (B, L) ids that the queries read beside the audio.
 
         Returns:
-            (B, W Q, D_l), window after window.
+            (B, W Q, D_l), window after window; of a connector one vector for each
+            stack of frames.
         """
-        return self._project(self._queries(frames, instruction))
+        return self._project(self._read(frames, instruction))
 
-    def _queries(self, frames: Padded, instruction: Optional[Padded]) -> Padded:
+    def _read(self, frames: Padded, instruction: Optional[Padded]) -> Padded:
+        if self.connector is not None:
+            return self.connector(frames)
         memory = self.qformer.encode_frames(frames)
         return self.qformer.forward_queries(memory, instruction).hidden
 
-    def _project(self, queries: Padded) -> Padded:
-        return Padded(self.language_projection(queries.values), queries.lengths)
+    def _project(self, vectors: Padded) -> Padded:
+        return Padded(self.language_projection(vectors.values), vectors.lengths)
 
 
 def _padded(values: Optional[Tensor], lengths: Optional[Tensor]) -> Optional[Padded]:
@@ -534,7 +564,7 @@ def text_branch_names(qformer: QFormer) -> Tuple[str, ...]:
 
 @torch.no_grad()
 def query_diversity(queries: Padded) -> Tensor:
-    """How different a clip's queries are: 1 - mean cosine of two of them.
+    """How different a clip's queries (or vectors) are: 1 - mean cosine of two.
 
     Args:
         queries: (B, Q, D).

@@ -2,7 +2,8 @@
 # Usage: ./run_ablation.sh [--name value ...]      (after, or instead of, run.sh)
 #
 # Does each training stage earn its place? On the mini corpus: the whole system, without
-# stage 1, without instruction tuning, and with an audio encoder left at random weights.
+# stage 1, without instruction tuning, with stacked frames in place of the Q-Former, and with
+# an audio encoder left at random weights.
 # Every system is trained with the same settings and scored on the same test sets.
 # Writes exp/ablation.md. All options are those of slit.sh.
 
@@ -32,6 +33,12 @@ log "Without stage 1: the Q-Former starts generative learning from scratch"
 log "Without instruction tuning: the system after stage 3"
 ./run.sh "${options[@]}" --generator generative --stage 4
 
+for connector in linear mlp; do
+    log "Stacked frames in place of the Q-Former: ${connector}"
+    ./run.sh "${options[@]}" --tag "mini_${connector}" --skip_representation true \
+        --train_args "--connector ${connector} --connector_conf stack=8 --connector_conf hidden=512"
+done
+
 log "With a random frozen audio encoder"
 random=downloads/mini_random
 ./run.sh "${options[@]}" --tag mini_random_encoder --encoder_tag mini_random \
@@ -44,4 +51,6 @@ python3 local/ablation_table.py --output "${expdir}/ablation.md" \
     "whole system=${expdir}/mini_instruction" \
     "no stage 1=${expdir}/mini_no_representation_instruction" \
     "no instruction tuning=${expdir}/mini_generative" \
+    "linear connector=${expdir}/mini_linear_instruction" \
+    "mlp connector=${expdir}/mini_mlp_instruction" \
     "random frozen encoder=${expdir}/mini_random_encoder_instruction"
