@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from espnet2_slit.common.templates import choice_question
 from espnet2_slit.data.corpora.audio_index import AudioIndex, Prober, strip_suffix
 from espnet2_slit.data.corpora.fetch import Mirror
 from espnet2_slit.data.corpora.tables import CorpusError, clean
@@ -41,6 +42,8 @@ class Sample:
         duration: published length in seconds, used where files are not probed.
         labels: all labels of a multi-label clip; `text` joins them.
         fold: published fold of the clip, where accuracy is a mean over folds.
+        category: of the sample, where its publisher scores by category.
+        choices: answers to choose from.
     """
 
     clip: str
@@ -53,6 +56,8 @@ class Sample:
     duration: float | None = None
     labels: tuple[str, ...] = ()
     fold: str = ""
+    category: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,9 @@ def safe_id(namespace: str, name: str) -> str:
 
 def role(split: str, evaluation: bool) -> str:
     """What a split is for: train, valid or test, whatever its publisher calls it."""
-    if split in ("val", "valid", "validation", "dev"):
-        return "valid"
-    return "test" if evaluation else "train"
+    if evaluation:
+        return "test"
+    return "valid" if split in ("val", "valid", "validation", "dev") else "train"
 
 
 @dataclass(slots=True)
@@ -331,18 +336,23 @@ class SetBuilder:
         if not self._one_line_a_clip(sample):
             utterance = f"{safe_id(self.plan.corpus, sample.clip)}-{number:02d}"
         clip.written = True
+        question, choices = clean(sample.instruction), sample.choices
+        if choices and not self.plan.evaluation:  # decoding shows them itself
+            question, choices = choice_question(question, choices), ()
+        category = clean(sample.category).replace(" ", "_")
         files.add(
             utterance,
             clip.id,
             clip.path,
             text,
             sample.task,
-            self.plan.category or self.plan.corpus,
+            category or self.plan.category or self.plan.corpus,
             source=sample.source,
-            instruction=clean(sample.instruction),
+            instruction=question,
             segment=(clip.id, clip.start, clip.end) if clip.cut else None,
             name=sample.clip,
             fold=sample.fold,
+            choices=choices,
         )
 
     def _one_line_a_clip(self, sample: Sample) -> bool:

@@ -152,6 +152,23 @@ def check_fields(record: object, fields: tuple[str, ...], where: str) -> None:
             )
 
 
+def read_json_array(path: Path, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Members of a JSON list, of which a file may hold millions.
+
+    Args:
+        path: the file.
+        fields: what each must have, see check_fields.
+
+    Yields:
+        The members.
+
+    Raises:
+        CorpusError: as for read_json_items.
+    """
+    for _, value in read_json_items(path, fields, ""):
+        yield value
+
+
 def read_json_items(
     path: Path, fields: tuple[str, ...], key: str | None = None
 ) -> Iterator[tuple[str, dict]]:
@@ -160,8 +177,8 @@ def read_json_items(
     Args:
         path: the file.
         fields: what each member must have, see check_fields.
-        key: where the array is, `{"data": [...]}` -> "data"; None: the file is one
-            object whose members are wanted.
+        key: where the array is, `{"data": [...]}` -> "data"; "": the file is the
+            array; None: it is one object whose members are wanted.
 
     Yields:
         (member name, value); the name is "" in an array.
@@ -177,10 +194,11 @@ def read_json_items(
                 f"{path} is a Git LFS pointer, not the data. Fetch it with `git lfs "
                 "pull`, or take the JSON file from the publisher's archive."
             )
-        opener = re.compile(r"\s*\{" if key is None else rf'"{key}"\s*:\s*\[')
-        start = opener.search(buffer)
+        begin = {None: r"\s*\{", "": r"\A\s*\["}.get(key, rf'"{key}"\s*:\s*\[')
+        start = re.compile(begin).search(buffer)
         if start is None:
-            expected = "an object {...}" if key is None else f'{{"{key}": [...]}}'
+            kinds = {None: "an object {...}", "": "a list [...]"}
+            expected = kinds.get(key, f'{{"{key}": [...]}}')
             raise CorpusError(f"{path}: expected {expected}, found {buffer[:40]!r}")
         buffer, at, count = buffer[start.end() :], 0, 0
         while True:

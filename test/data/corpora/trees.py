@@ -309,6 +309,131 @@ def nsynth(root):
     return root
 
 
+def audiosetcaps(root):
+    """Ids with and without seconds, one that is no video's."""
+    rows = [
+        ["id", "caption"],
+        ["_7Xe9vD3Hpg_4_10", "A solemn piece, with a bell"],
+        ["-TL8Mp3xcUM_0_10", "A woman speaks"],
+        ["gonegonegon_0_10", "Gone"],
+        ["not an id", "Nothing"],
+    ]
+    table(root / "Dataset/AudioSetCaps_caption.csv", rows)
+    sound(root / "audio/Y_7Xe9vD3Hpg.wav", seconds=0.5)
+    sound(root / "audio/-TL8Mp3xcUM_0_10.wav", seconds=0.5)
+    return root
+
+
+def auto_acd(root):
+    """No line of names; commas in quotes."""
+    table(root / "train.csv", [["-0SdAVK79lg_30", "A guitar, then a drum"]])
+    table(root / "test.csv", [["abcdefghijk_0", "Rain"], ["lostlostlos_0", "Gone"]])
+    sound(root / "wav/-0SdAVK79lg_30.wav", seconds=0.5)
+    sound(root / "wav/abcdefghijk.wav", seconds=0.5)
+    return root
+
+
+def _instructions(path, names):
+    rows = [
+        {
+            "instruction": f"What happens in {name}?",
+            "input": "",
+            "audio_id": f"/data/of/others/{name}",
+            "dataset": "as_20k",
+            "task": "open-ended question",
+            "output": f"Something, \u00fc, in {name}.",
+        }
+        for name in names
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
+
+
+def open_aqa(root):
+    """A list over audio of another machine, one file missing."""
+    _instructions(root / "openaqa_5.6M.json", ["a.flac", "a.flac", "b.flac", "no.flac"])
+    sound(root / "audio/a.wav", seconds=0.5)
+    sound(root / "audio/b.flac", seconds=0.5)
+    return root
+
+
+def compa_r(root):
+    """Training and test questions."""
+    _instructions(root / "compa_r_train.json", ["a.wav", "no.wav"])
+    _instructions(root / "compa_r_test.json", ["b.wav"])
+    sound(root / "audio/a.wav", seconds=0.5)
+    sound(root / "audio/b.wav", seconds=0.5)
+    return root
+
+
+def _choice(key, audio, name, **more):
+    return {
+        "id": name,
+        key: audio,
+        "question": "Which sound is it?",
+        "choices": ["Man", "A dog", "Rain, heavy"],
+        "answer": "A dog",
+        **more,
+    }
+
+
+def mmau(root):
+    """Test-mini has answers, the test split has none."""
+    where = "./test-mini-audios/{}.wav".format
+    rows = [
+        _choice("audio_id", where(n), n, task=task, category="Reasoning")
+        for n, task in (("x1", "sound"), ("x2", "music"), ("gone", "speech"))
+    ]
+    rows[1]["answer"] = "rain, heavy"
+    root.mkdir(parents=True)
+    (root / "mmau-test-mini.json").write_text(json.dumps(rows))
+    for row in rows:
+        del row["answer"]
+    (root / "mmau-test.json").write_text(json.dumps(rows))
+    for name in ("x1", "x2"):
+        sound(root / f"test-mini-audios/{name}.wav", seconds=0.5)
+    return root
+
+
+def mmau_pro(root):
+    """Several recordings, and open questions, among the choices."""
+    rows = [
+        _choice("audio_path", ["data/x1.wav"], "a", category="sound"),
+        _choice("audio_path", ["data/x1.wav", "data/x2.wav"], "b", category="multi"),
+        _choice("audio_path", ["data/x2.wav"], "c", category="open", choices=None),
+    ]
+    root.mkdir(parents=True)
+    (root / "mmau-pro.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name in ("x1", "x2"):
+        sound(root / f"data/{name}.wav", seconds=0.5)
+    return root
+
+
+def mmar(root):
+    """As published, with the fields that nothing here needs."""
+    more = {"modality": "mix", "language": "en", "source": "youtube", "url": "..."}
+    rows = [_choice("audio_path", f"./audio/{n}.wav", n, **more) for n in ("p", "q")]
+    root.mkdir(parents=True)
+    (root / "MMAR-meta.json").write_text(json.dumps(rows))
+    sound(root / "audio/p.wav", seconds=0.5)
+    sound(root / "audio/q.wav", seconds=0.5, rate=44100, channels=2)
+    return root
+
+
+def dcase_aqa(root):
+    """Lines for dev; a file a question, options by letter, for training."""
+    lettered = {"A": "Man", "B": "A dog"}
+    dev = _choice("audio_path", "audios/d.wav", "d", choices=["A. Man", "B. A dog"])
+    train = _choice("audio_url", "https://x.org/t.wav", "t", choices=lettered)
+    (root / "train").mkdir(parents=True)
+    (root / "dev.jsonl").write_text(json.dumps({**dev, "answer": "B"}) + "\n")
+    train["answer"] = "B. A dog"
+    (root / "train" / "t.json").write_text(json.dumps(train))
+    sound(root / "audio/d.wav", seconds=0.5)
+    sound(root / "audio/t.wav", seconds=0.5)
+    return root
+
+
 def clotho_recipe(root):
     """data/ of ESPnet's clotho_v2/asr1: `text` in training, text_spk1..5 in testing.
 
