@@ -165,6 +165,9 @@ def wrong_sizes() -> list[Odd]:
     cases.append(Odd("size+4_float_stereo.wav", content, stereo.mean(1), LENGTH))
     listed = b"LIST" + struct.pack("<I", 4) + b"INFO"
     cases += [
+        Odd("wav_twice.wav", encode(X) * 2, np.tile(X, 2), CHAIN),
+        Odd("wav_rates.wav", encode(X) + encode(X44, 44100),
+            np.concatenate([X, decode(encode(X44, 44100))]), CHAIN),
         Odd("list_behind.wav", wav(PCM, tail=listed), X),
         Odd("zeros_behind.wav", wav(PCM, tail=bytes(600)), X),
         Odd("empty_with_list.wav", wav(b"", tail=listed), None, "0.0000 s of audio",
@@ -293,6 +296,9 @@ def values() -> list[Odd]:
             hot = X / np.abs(X).max()
             content = encode(hot * peak, format=kind, subtype=subtype)
             cases.append(Odd(f"hot{peak}.{kind.lower()}", content, hot, ABOVE))
+    full = X / np.abs(X).max()
+    content = encode(full * 120, subtype="FLOAT")
+    cases.append(Odd("integers8.wav", content, full * 120 / 128, INTEGERS))
     for bits in (16, 24, 32):
         audio = X.astype("f8") * 2.0 ** (bits - 1)
         content = encode(audio, subtype="DOUBLE")

@@ -26,6 +26,7 @@ from espnet2_slit.data.corpora import (
     fetch,
     instruction,
     recipe,
+    webdataset,
 )
 from espnet2_slit.data.corpora.espnet_recipe import FORMS, Reading, Source
 from espnet2_slit.data.corpora.espnet_recipe import make_recipe_sets as recipe_sets
@@ -84,6 +85,7 @@ def get_parser():
     add_instruction(commands)
     add_label_captions(commands)
     add_compose(commands)
+    add_webdataset(commands)
     return parser
 
 
@@ -316,6 +318,26 @@ def add_compose(commands):
     one.set_defaults(run=make_scenes)
 
 
+def add_webdataset(commands):
+    """The command that reads shards."""
+    text = "a data directory of webdataset shards (tar archives of audio and texts)"
+    one = commands.add_parser("webdataset", help=text, description=f"{text}.")
+    one.add_argument("shards", nargs="+", help="paths, also {000..127}, {a,b}, *, ?")
+    one.add_argument("--out", type=Path, required=True, help="data directory to write")
+    one.add_argument(
+        "--audio_dir", type=Path, required=True, help="where audio is copied to"
+    )
+    one.add_argument("--split", choices=webdataset.SPLITS, default="train")
+    one.add_argument(
+        "--text_keys",
+        nargs="+",
+        default=list(webdataset.TEXT_KEYS),
+        help="of a sample's JSON, by preference",
+    )
+    one.add_argument("--corpus", default="", help="name shown beside scores")
+    one.set_defaults(run=make_from_shards)
+
+
 def add_corpus_options(one, reader):
     """Options all corpora share, then those of this reader."""
     one.add_argument("--root", type=Path, required=True, help="the corpus")
@@ -514,6 +536,14 @@ def make_label_captions(args):
     """Makes captions of labels."""
     count = instruction.caption_labels(args.source, args.out)
     print(f"{args.out}: {count:,} samples")
+
+
+def make_from_shards(args):
+    """Reads shards and prints what came of them."""
+    report = webdataset.make_set(
+        args.shards, args.out, args.audio_dir, args.split, args.text_keys, args.corpus
+    )
+    print("\n".join(report.lines()))
 
 
 def make_scenes(args):

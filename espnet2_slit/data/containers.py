@@ -121,7 +121,7 @@ def kind_of(head: bytes) -> tuple[str, bool] | None:
             if head[offset : offset + len(magic)] == magic:
                 return kind, readable
     frame = _mpeg_frame(head, 0)
-    if frame and (frame.size >= len(head) or _mpeg_frame(head, frame.size)):
+    if frame and _mpeg_frame(head, frame.size):
         return MPEG, True
     if 0 <= _next_frame(head, 0, strict=True) < len(head):
         return MPEG, True  # behind junk
@@ -177,7 +177,10 @@ class _Block:
 
 def _of_chunks(data, kind: str) -> Layout:
     block = _BLOCKS[kind](data)
-    layout = Layout(kind)
+    layout = Layout(kind, parts=_riff_chain(data) if kind == "WAV" else ())
+    if layout.parts:
+        layout.note = "a chain of several files"
+        return layout
     if data[:4] == b"BW64":  # the same file but for its name
         layout.patches[0] = b"RF64"
     if block is None:
@@ -242,6 +245,17 @@ def _riff(data) -> _Block | None:
             known = 0
         return _Block(start + extra, known, start - 4, order + "I", extra, frame)
     return None
+
+
+def _riff_chain(data) -> tuple[tuple[int, int, bool, int | None], ...]:
+    """WAV files that were written behind each other, by the sizes they state."""
+    parts, at = [], 0
+    while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 12] == b"WAVE":
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        end = min(at + 8 + size + size % 2, len(data))
+        parts.append((at, end, True, None))
+        at = end
+    return tuple(parts) if len(parts) > 1 else ()
 
 
 def _chunks(data, order: str) -> Iterator[tuple[bytes, int, int]]:

@@ -13,6 +13,7 @@ import numpy as np
 # are integers that somebody stored as floats.
 HIGHEST_FLOAT = 64.0
 INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
+FLOAT_SCALES = (2.0**7, *INTEGER_SCALES)
 # Channels whose mean has less than this share of the louder one's power cancel out.
 CANCELLED = 0.01
 LOUD = 2.0  # a peak that resampling and decoding of loud music do not reach
@@ -90,7 +91,7 @@ class Levels:
         """Bring a clip to [-1, 1] by one factor; (audio, notes of what was done)."""
         notes = []
         if self.peak > HIGHEST_FLOAT:
-            audio = audio / next(s for s in INTEGER_SCALES if s >= self.peak)
+            audio = audio / next(s for s in FLOAT_SCALES if s >= self.peak)
             notes.append(INTEGERS)
         highest = float(np.abs(audio).max(initial=0.0))
         if highest > 1.0:
