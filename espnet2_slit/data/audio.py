@@ -35,6 +35,7 @@ RATES = (1000, 1_000_000)
 BLOCK_FRAMES = 65536
 # A tail shorter than a step of the encoder's frames needs no window of its own.
 WINDOW_SLACK_S = 0.1
+OTHER_DECODERS = "read by ffmpeg's decoders"
 UNKNOWN_FRAMES = 2**62  # libsndfile's word for "no length" is 2^63 - 1
 
 logger = logging.getLogger(__name__)
@@ -364,7 +365,7 @@ def _opened(path, content=None):
         if found and not found[1]:
             wav = stack.enter_context(_other(source, found[0]))
             source = stack.enter_context(_Source(wav, name=path))
-            layout = containers.Layout(found[0], note="read by ffmpeg's decoders")
+            layout = containers.Layout(found[0], note=OTHER_DECODERS)
         yield layout, stack.enter_context(_parts(source, layout))
 
 
@@ -587,7 +588,7 @@ def read_audio(path, target_rate, start_s=0.0, end_s=None):
 def _log(name, notes):
     for note in notes:
         # Loud music overshoots when it is decoded: too common to warn of.
-        common = note in (levels.ABOVE, "no length in the header")
+        common = note in (levels.ABOVE, containers.NO_LENGTH, OTHER_DECODERS)
         logger.log(logging.INFO if common else logging.WARNING, "%s: %s", name, note)
 
 

@@ -18,6 +18,10 @@ SLACK_BYTES = 256
 # What writers to a pipe put where the size would stand, and the sizes close to it.
 PLACEHOLDER = 0x7FFFF000
 MPEG = "MPEG"
+# What `inspect` may note.
+CHAIN = "a chain of several files"
+NO_LENGTH = "no length in the header"
+WRONG_LENGTH = "wrong length in the header"
 
 # Beginnings of the files that libsndfile reads: (offset, bytes, kind).
 _SNDFILE = (
@@ -179,7 +183,7 @@ def _of_chunks(data, kind: str) -> Layout:
     block = _BLOCKS[kind](data)
     layout = Layout(kind, parts=_riff_chain(data) if kind == "WAV" else ())
     if layout.parts:
-        layout.note = "a chain of several files"
+        layout.note = CHAIN
         return layout
     if data[:4] == b"BW64":  # the same file but for its name
         layout.patches[0] = b"RF64"
@@ -199,7 +203,7 @@ def _of_chunks(data, kind: str) -> Layout:
         size = present - present % block.frame + block.extra
         if size < 2 ** (8 * struct.calcsize(block.size_form)):
             layout.patches[block.size_at] = struct.pack(block.size_form, size)
-        layout.note = "wrong length in the header"
+        layout.note = WRONG_LENGTH
     return layout
 
 
@@ -378,7 +382,7 @@ def _ogg(data) -> Layout:
         return Layout("OGG")
     ends = [*starts[1:], len(data)]
     parts = tuple((s, e, True, None) for s, e in zip(starts, ends, strict=True))
-    return Layout("OGG", parts=parts, note="a chain of several files")
+    return Layout("OGG", parts=parts, note=CHAIN)
 
 
 @dataclass
@@ -497,10 +501,10 @@ def _mpeg(data) -> Layout:
         if frames:
             found.append((start, end, exact, samples))
     if len(found) > 1:
-        note = "a chain of several files"
+        note = CHAIN
     elif found and found[0][2] and parts[0][0] == _id3_end(data, 0):
         return Layout(MPEG, missing)  # as the decoder expects a file to be
     else:
         told = parts and parts[0][2] is not None
-        note = "wrong length in the header" if told else "no length in the header"
+        note = WRONG_LENGTH if told else NO_LENGTH
     return Layout(MPEG, missing, parts=tuple(found), note=note)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.data.audio import probe, read_audio
 from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.scoring.metrics.score_table import ScoreTable
 from espnet2_slit.scoring.read import load_arrays, strings
@@ -83,20 +84,11 @@ def read_clip(
     Returns:
         (samples (S,) float32, rate, whether it was cut at `MAX_CLIP_S`).
     """
-    import soundfile
-
-    with soundfile.SoundFile(path) as f:
-        rate = f.samplerate
-        first = round(start_s * rate)
-        last = f.frames if end_s is None else min(f.frames, round(end_s * rate))
-        wanted = min(last - first, round(MAX_CLIP_S * rate))
-        f.seek(first)
-        samples = f.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-    if rate > 16000:
-        import soxr
-
-        samples, rate = soxr.resample(samples, rate, 16000), 16000
-    return samples, rate, last - first > wanted
+    info = probe(path)
+    rate = min(info.sample_rate, 16000)
+    last_s = info.duration_s if end_s is None else min(info.duration_s, end_s)
+    shown_s = min(last_s, start_s + MAX_CLIP_S)
+    return read_audio(path, rate, start_s, shown_s), rate, shown_s < last_s
 
 
 class Players:
