@@ -35,6 +35,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Does a statement follow from the audio? Label of a corpus -> answer.
+ENTAILMENT_ANSWERS = {"entailment": "yes", "neutral": "neutral", "contradiction": "no"}
+
 
 def instruction(task: str, question: str = "", variant: int = 0) -> str:
     """Wording of an instruction.
@@ -85,3 +88,8 @@ def choice_question(question: str, options: Sequence[str]) -> str:
         The instruction.
     """
     return f"{question} Choose one: {' '.join(lettered(options))}"
+
+
+def entailment_question(statement: str) -> str:
+    """The question whether a statement follows from the audio; `ENTAILMENT_ANSWERS`."""
+    return f"Does this follow from the audio: yes, no or neutral? {statement}"

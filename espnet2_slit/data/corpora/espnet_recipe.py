@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from espnet2_slit.common import templates
 from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.clips import Clip, read_clips
 from espnet2_slit.data.corpora import instruction
@@ -30,8 +31,7 @@ from espnet2_slit.data.corpora.tables import CorpusError, clean, spell
 from espnet2_slit.data.kaldi_dir import QUESTION_FILES
 from espnet2_slit.data.writer import SetWriter
 
-# A file of statements: does the audio entail each of them?
-ENTAILMENT = "Does the audio say that this is true, false or neither? {statement}"
+STATEMENTS = "hypothesis.txt"  # does the audio entail each of them?
 LABEL_PREFIX = "audio_class:"
 FORMS = {"train": "train", "valid": "valid", "evaluation": "test"}
 
@@ -102,6 +102,9 @@ def read_recipe_set(
     samples, clips = read_clips(source)
     said = {sample: [t[sample] for t in texts if t.get(sample)] for sample in samples}
     questions = _questions(source) if reading.task == QUESTION else {}
+    choices: list[str] = []
+    if reading.task == QUESTION and kaldi_dir.question_file(source) == STATEMENTS:
+        choices = _as_choices(said, questions, source, reading)
     labels: dict[str, None] = {}
     if reading.task == CLASS:
         for sample, given in said.items():
@@ -130,6 +133,7 @@ def read_recipe_set(
                 categories.get(row.sample, source.name),
                 instruction=questions.get(row.sample, ""),
                 segment=_segment(clips[row.clip], segments.get(row.sample)),
+                choices=choices if reading.form == "evaluation" else (),
             )
         if not files.samples:
             raise CorpusError(f"{source}: wav.scp and text share no id.")
@@ -236,9 +240,42 @@ def _questions(source: Path) -> dict[str, str]:
             f"{', '.join(QUESTION_FILES)}."
         )
     found = _texts(source / name)
-    if name == "hypothesis.txt":
-        return {key: ENTAILMENT.replace("{statement}", t) for key, t in found.items()}
+    if name == STATEMENTS:
+        return {key: templates.entailment_question(t) for key, t in found.items()}
     return found
+
+
+def _as_choices(
+    said: dict[str, list[str]],
+    questions: dict[str, str],
+    source: Path,
+    reading: Reading,
+) -> list[str]:
+    """Statements that follow from the audio or not: labels become answers to choose.
+
+    Args:
+        said: sample -> labels, changed to answers.
+        questions: sample -> question; in training the options are added, decoding shows
+            them itself, in any order.
+        source: the recipe's data directory, for the message.
+        reading: its form.
+
+    Returns:
+        The answers.
+    """
+    answers = templates.ENTAILMENT_ANSWERS
+    other = {text for given in said.values() for text in given} - set(answers)
+    if other:
+        raise CorpusError(
+            f"{source / STATEMENTS}: expected the labels {', '.join(answers)} in text, "
+            f"found {sorted(other)[0]!r}."
+        )
+    options = list(answers.values())
+    for sample, given in said.items():
+        said[sample] = [answers[text] for text in given]
+        if reading.form != "evaluation" and sample in questions:
+            questions[sample] = templates.choice_question(questions[sample], options)
+    return options
 
 
 def _labels(text: str, reading: Reading, source: Path) -> list[str]:

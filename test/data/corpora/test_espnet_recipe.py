@@ -192,16 +192,45 @@ def test_questions_are_never_left_out_in_silence(questions, tmp_path):
         prepare(source, tmp_path / "dump" / "x")
 
 
-def test_statements_of_entailment_become_questions(questions, tmp_path, column):
-    source = questions / "evaluation_aqa"
-    (source / "question.txt").rename(source / "hypothesis.txt")
+@pytest.fixture
+def statements(tmp_path):
+    """data_entailment of clotho_v2/cls1: statements in hypothesis.txt."""
+    folder = tmp_path / "evaluation_cle"
+    folder.mkdir()
+    wav = trees.sound(tmp_path / "a.wav", seconds=0.4)
+    rows = ["a dog barks", "it may rain", "nothing is heard"]
+    labels = ["entailment", "neutral", "contradiction"]
+    trees.lines(folder / "wav.scp", [f"s{i} {wav}" for i in range(3)])
+    trees.lines(folder / "hypothesis.txt", [f"s{i} {t}" for i, t in enumerate(rows)])
+    trees.lines(folder / "text", [f"s{i} {t}" for i, t in enumerate(labels)])
+    return folder
+
+
+def test_statements_of_entailment_become_questions_with_choices(
+    statements, tmp_path, column
+):
     with pytest.raises(DataDirError, match="hypothesis.txt asks"):
-        prepare(source, tmp_path / "dump" / "x")
-    read_recipe_set(source, tmp_path / "out", "question_answering")
-    asked = set(column(tmp_path / "out", "instruction").values())
-    assert (
-        "Does the audio say that this is true, false or neither? What barks?" in asked
-    )
+        prepare(statements, tmp_path / "dump" / "x")
+    out = tmp_path / "out"
+    read_recipe_set(statements, out, "question_answering", evaluation=True)
+    assert sorted(column(out, "text").values()) == ["neutral", "no", "yes"]
+    said = "Does this follow from the audio: yes, no or neutral? a dog barks"
+    assert said in column(out, "instruction").values()
+    assert set(column(out, "choices").values()) == {'["yes", "neutral", "no"]'}
+    prepare(out, tmp_path / "dump" / "test")
+    assert validate.validate(tmp_path / "dump" / "test") == 3
+    # Training sees what decoding will ask.
+    read_recipe_set(statements, tmp_path / "train", "question_answering")
+    asked = f"{said} Choose one: (A) yes. (B) neutral. (C) no."
+    assert asked in column(tmp_path / "train", "instruction").values()
+    assert not (tmp_path / "train" / "choices").exists()
+
+
+def test_other_labels_of_statements_are_named(statements, tmp_path):
+    path = statements / "text"
+    path.write_text(path.read_text().replace("neutral", "perhaps"))
+    with pytest.raises(CorpusError, match="entailment, neutral.*found 'perhaps'"):
+        read_recipe_set(statements, tmp_path / "out", "question_answering")
 
 
 def test_captions_of_one_recipe_and_questions_of_another_train_together(
