@@ -21,7 +21,7 @@ import tiny_system
 from espnet2_slit.bin import slit as command
 from espnet2_slit.bin import slit_data
 from espnet2_slit.data import audio as reader
-from espnet2_slit.data import kaldi_dir, prepare
+from espnet2_slit.data import kaldi_dir, other_decoders, prepare
 from espnet2_slit.inference.search_index import SearchIndex, find_audio
 from espnet2_slit.inference.slit import SLIT
 
@@ -270,7 +270,7 @@ FOREIGN = {  # first bytes of files that take another decoder
 def test_other_kinds_are_named_with_the_remedy_where_no_decoder_is(
     name, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(reader.other_decoders, "available", lambda: None)
+    monkeypatch.setattr(other_decoders, "available", lambda: None)
     path = tmp_path / name
     path.write_bytes(FOREIGN[name])
     with pytest.raises(reader.AudioError) as caught:
@@ -300,7 +300,7 @@ def test_m4a_is_read_by_either_decoder(way, m4a, monkeypatch, tmp_path):
     if way == "PyAV":
         pytest.importorskip("av")
     path, audio = m4a
-    monkeypatch.setattr(reader.other_decoders, "available", lambda: way)
+    monkeypatch.setattr(other_decoders, "available", lambda: way)
     found = reader.read(path, RATE).samples
     assert abs(len(found) - len(audio)) < 3000
     assert np.corrcoef(found[4000:28000], audio[4000:28000])[0, 1] > 0.9
@@ -314,7 +314,7 @@ def test_m4a_is_read_by_either_decoder(way, m4a, monkeypatch, tmp_path):
 def test_half_an_m4a_is_refused(way, share, m4a, monkeypatch, tmp_path):
     if way == "PyAV":
         pytest.importorskip("av")
-    monkeypatch.setattr(reader.other_decoders, "available", lambda: way)
+    monkeypatch.setattr(other_decoders, "available", lambda: way)
     half = tmp_path / "half.m4a"
     half.write_bytes(odd_audio.cut(m4a[0].read_bytes(), share))
     with pytest.raises(reader.AudioError, match="half.m4a: the MP4 file is truncated"):
