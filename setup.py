@@ -35,6 +35,7 @@ extras_require = {
     "quantize": ["bitsandbytes>=0.43"],
     "fetch": ["py7zr>=0.22"],
     "video": ["av>=12"],
+    "datasets": ["datasets>=3"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],

@@ -24,6 +24,7 @@ from espnet2_slit.data.corpora import (
     build_sets,
     compose,
     fetch,
+    hub,
     instruction,
     recipe,
     webdataset,
@@ -82,6 +83,7 @@ def get_parser():
     add_prepare(commands)
     add_recipe(commands)
     add_recipe_sets(commands)
+    add_hub(commands)
     add_instruction(commands)
     add_label_captions(commands)
     add_compose(commands)
@@ -252,6 +254,54 @@ def add_recipe_sets(commands) -> None:
         "--out", type=Path, default=Path("data"), help="parent of the sets"
     )
     one.set_defaults(run=make_recipe_sets)
+
+
+def add_hub(commands) -> None:
+    """The command that reads Hugging Face data sets."""
+    text = "a data directory of a Hugging Face data set (by name, or on disk)"
+    one = commands.add_parser("hf", help=text, description=text)
+    one.add_argument("name", help="on the Hub, or a folder of save_to_disk")
+    one.add_argument("--config", default="", help="where the data set has several")
+    one.add_argument("--split", default="train")
+    one.add_argument(
+        "--streaming",
+        type=boolean,
+        default=True,
+        help="read it as it comes; false: fetch all of it first (default: true)",
+    )
+    one.add_argument("--out", type=Path, required=True, help="data directory to write")
+    columns = hub.Columns()
+    one.add_argument("--audio_column", default=columns.audio)
+    one.add_argument(
+        "--text_column", default=columns.text, help="caption, answer or label"
+    )
+    one.add_argument("--question_column", default="")
+    one.add_argument("--choices_column", default="", help="options of a question")
+    one.add_argument("--category_column", default="")
+    one.add_argument("--task", choices=SAMPLE_TASKS, default="caption")
+    one.add_argument("--form", choices=tuple(FORMS), default="train")
+    one.add_argument("--corpus", default="", help="name shown beside scores")
+    one.add_argument("--limit", type=int, default=0, help="rows to read, 0: all")
+    one.set_defaults(run=make_of_hub)
+
+
+def make_of_hub(args: argparse.Namespace) -> None:
+    """Makes a data directory of a Hugging Face data set."""
+    rows = hub.hub_rows(
+        args.name, args.split, args.audio_column, args.config, args.streaming
+    )
+    columns = hub.Columns(
+        args.audio_column,
+        args.text_column,
+        args.question_column,
+        args.choices_column,
+        args.category_column,
+    )
+    corpus = args.corpus or Path(args.name).name
+    report = hub.write_rows(
+        rows, args.out, columns, args.task, args.form, corpus, args.limit
+    )
+    print("\n".join(report.lines()))
 
 
 def add_instruction(commands):
