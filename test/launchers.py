@@ -1,9 +1,12 @@
-"""Stand-ins for a cluster's commands: `slurm.pl`, `srun` and `ssh` on this machine.
+"""Stand-ins for a cluster's commands: `slurm.pl`, `queue.pl`, `srun`, `ssh`, here.
 
-`slurm.pl` runs a job, or an array of jobs side by side; `srun` two tasks with the
-variables that Slurm sets; `ssh` what the other machine's shell would run. They note
-their calls in `calls`, one JSON list a line. The stand-in for srun never ends a task
-that still runs, unlike `srun --kill-on-bad-exit`: the other rank notices by itself.
+`slurm.pl` and `queue.pl` (SGE) run a job, or an array of jobs side by side, as those of
+an ESPnet tree do: words are joined, path.sh is sourced before, only the variables that
+are named are passed on, and queue.pl refuses names that SGE refuses. `srun` runs two
+tasks with the variables that Slurm sets; `ssh` what the other machine's shell would
+run. They note their calls in `calls`, one JSON list a line. The stand-in for srun never
+ends a task that still runs, unlike `srun --kill-on-bad-exit`: the other rank notices by
+itself.
 """
 
 import json
@@ -17,21 +20,30 @@ import json, os, subprocess, sys
 with open({calls!r}, "a") as calls:
     calls.write(json.dumps(["{name}", *sys.argv[1:]]) + "\\n")
 """
-SLURM_PL = """
-words, ids = sys.argv[1:], [""]
+SCHEDULER = """
+words, ids, options = sys.argv[1:], [""], {{}}
 while words[0].startswith("--"):
-    words = words[2:]
+    options[words[0]], words = words[1], words[2:]
+if {name!r} == "queue.pl" and set(options.get("--name", "")) & set("/:@*? "):
+    sys.exit(f"qsub: ERROR! -N {{options['--name']}} is not a valid object name")
 if words[0].startswith("JOB="):
     first, _, last = words[0].removeprefix("JOB=").partition(":")
     ids = [str(n) for n in range(int(first), int(last or first) + 1)]
     words = words[1:]
+kept = {exports!r} or list(os.environ)
+env = {{name: os.environ[name] for name in kept if name in os.environ}}
+env["JOB_ID" if {name!r} == "queue.pl" else "SLURM_JOB_ID"] = "1"
 jobs = []
 for n in ids:
     log, *command = [word.replace("JOB", n) if n else word for word in words]
     os.makedirs(os.path.dirname(log), exist_ok=True)
+    line = " ".join(w if w and not w.split()[1:] else '"' + w + '"' for w in command)
+    script = "if [ -f path.sh ]; then . ./path.sh; fi; " + line
     with open(log, "wb") as stream:
         jobs.append(
-            subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+            subprocess.Popen(
+                ["bash", "-c", script], env=env, stdout=stream, stderr=subprocess.STDOUT
+            )
         )
 sys.exit(max(abs(job.wait()) for job in jobs))
 """
@@ -59,13 +71,18 @@ class StandIns:
 
     Args:
         folder: takes them and the note of their calls.
+        exports: variables that slurm.pl and queue.pl pass on (conf/slurm.conf and
+            conf/queue.conf: PATH alone); none: all.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, exports: tuple = ()):
         self.folder = folder
         self.noted = folder / "calls"
         folder.mkdir()
-        for name, body in (("slurm.pl", SLURM_PL), ("srun", SRUN), ("ssh", SSH)):
+        bodies = {"srun": SRUN, "ssh": SSH}
+        for name in ("slurm.pl", "queue.pl"):
+            bodies[name] = SCHEDULER.format(name=name, exports=exports)
+        for name, body in bodies.items():
             head = HEAD.format(python=sys.executable, calls=str(self.noted), name=name)
             (folder / name).write_text(head + body)
             (folder / name).chmod(0o755)

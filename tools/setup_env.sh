@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
 # Makes the Python environment of espnet2_slit, or finds the one to use.
 #
-# Usage: tools/setup_env.sh [--prefix DIR] [--python PROGRAM] [--help]
+# Usage: tools/setup_env.sh [--prefix DIR] [--python PROGRAM] [--install] [--help]
 #
 #   --prefix DIR      make the environment there (default: .venv in this checkout), whatever
 #                     environment is active
 #   --python PROGRAM  as the variable PYTHON, see below
+#   --install         add what is missing to that Python's environment, or to the active one
 #
 # Without --prefix:
-#   * the variable PYTHON, else an active virtualenv or conda environment, is used. Where it
-#     lacks packages, they are installed into it, unless it is a system Python or conda's
-#     base: nothing is ever installed into those.
-#   * otherwise python3 is used where it has everything (a container, a cluster's job);
-#   * otherwise (and for a system Python that lacks packages) .venv is made from PYTHON, or
-#     from the first of python3, python3.13, python3.12, python3.11 that serves.
+#   * the variable PYTHON, else an active virtualenv or conda environment, else python3 is
+#     used where it has everything (a container, a cluster's node);
+#   * otherwise .venv is made from it (or, for lack of one that serves, from python3.13,
+#     python3.12 or python3.11). An environment that is not ours is changed only if --install
+#     asks for it, a system Python or conda's base never.
 #
 # TORCH_VERSION (default 2.13.0) is installed where torch is missing. pip's own settings
 # (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) decide where packages come from, so also between
 # a CPU and a CUDA build. An installation that was cut short goes on where it stopped.
 #
-# SLIT_NO_INSTALL=1 (a machine without network, a cluster's node): never install anything,
-# end with an error where something is missing.
+# SLIT_NO_INSTALL=1 (a machine without network): never install anything, end with an error
+# where something is missing. So it is inside a job of Slurm, SGE or PBS.
 #
 # Messages go to stderr; the last line on stdout is the environment's Python.
 
@@ -29,7 +29,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 torch_version=${TORCH_VERSION:-2.13.0}
 prefix=
+install_wanted=false
 wanted=${PYTHON:-}
+named=${wanted} # by the user: it must serve
 # Modules whose presence says that an environment is complete (looked up, not imported).
 modules="espnet2 torch torchaudio transformers sentencepiece safetensors soundfile soxr
     sklearn matplotlib tensorboard espnet_model_zoo pycocoevalcap peft pytest hypothesis"
@@ -46,9 +48,13 @@ while [ $# -gt 0 ]; do
             sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
+        --install)
+            install_wanted=true
+            shift
+            ;;
         --prefix | --python)
             [ $# -ge 2 ] || code=2 die "option $1 needs a value"
-            if [ "$1" = --prefix ]; then prefix=$2; else wanted=$2; fi
+            if [ "$1" = --prefix ]; then prefix=$2; else wanted=$2 named=$2; fi
             shift 2
             ;;
         *) code=2 die "unknown option '$1' (tools/setup_env.sh --help lists them)" ;;
@@ -81,7 +87,7 @@ served() { case "$1" in 3.11 | 3.12 | 3.13) true ;; *) false ;; esac }
 # install PYTHON VERSION: every requirement, then espnet2_slit itself.
 install() {
     local python=$1 version=$2 torch="torch==${torch_version}" list=espnet202611
-    [ -z "${SLIT_NO_INSTALL:-}" ] || die "${python} lacks packages, and SLIT_NO_INSTALL is set"
+    [ -z "$(forbidden)" ] || die "${python} lacks packages, and $(forbidden)"
     [ "${version}" != 3.11 ] || list=espnet202511
     if [ -n "$("${python}" -c 'import importlib.util as u; print(u.find_spec("torch") or "")')" ]; then
         # Never replace a torch that is there: it fits that machine's driver.
@@ -131,53 +137,71 @@ for name in ("taggers/averaged_perceptron_tagger_eng", "corpora/cmudict"):
 PY
 }
 
+# forbidden: why nothing may be installed, or nothing.
+forbidden() {
+    if [ -n "${SLIT_NO_INSTALL:-}" ]; then
+        echo "SLIT_NO_INSTALL is set"
+    elif [ -n "${SLURM_JOB_ID:-}${JOB_ID:-}${PBS_JOBID:-}" ]; then
+        echo "nothing is installed inside a job (run tools/setup_env.sh before)"
+    fi
+}
+
+# check_named: what the user has named runs, and is a Python that serves.
+check_named() {
+    read -r kind version <<<"$(ask "${wanted}")"
+    [ -n "${kind}" ] || die "PYTHON=${wanted} does not run; expected a Python 3.11-3.13"
+    served "${version}" || die "${wanted} is Python ${version}; expected 3.11, 3.12 or" \
+        "3.13. Set PYTHON to one of these, or leave the active environment."
+}
+
+if [ -n "${named}" ]; then check_named; fi
+
 # 1. An environment that is already there.
 if [ -z "${prefix}" ]; then
-    if [ -n "${wanted}" ]; then
-        :
-    elif [ -n "${VIRTUAL_ENV:-}" ] && [ -x "${VIRTUAL_ENV}/bin/python" ]; then
+    prefix=${root}/.venv
+    if [ -z "${wanted}" ] && [ -x "${VIRTUAL_ENV:-}/bin/python" ]; then
         wanted=${VIRTUAL_ENV}/bin/python
-    elif [ -n "${CONDA_PREFIX:-}" ] && [ -x "${CONDA_PREFIX}/bin/python" ]; then
+    elif [ -z "${wanted}" ] && [ -x "${CONDA_PREFIX:-}/bin/python" ]; then
         wanted=${CONDA_PREFIX}/bin/python
     fi
-    own=${root}/.venv
-    if [ -z "${wanted}" ]; then
+    if [ -n "${wanted}" ] && [ "${wanted}" != "${prefix}/bin/python" ]; then
+        check_named
+        lacks=$(missing "${wanted}")
+        if [ -n "${lacks}" ] && "${install_wanted}"; then
+            log "${wanted} lacks: ${lacks}"
+            [ "${kind}" = environment ] || die "${wanted} is a system Python or conda's base:" \
+                "nothing is installed into those. Leave --install out: .venv is made from it"
+            install "${wanted}" "${version}"
+            "${wanted}" -c 'import torchaudio' 2>/dev/null ||
+                die "'import torchaudio' fails in ${wanted}: install the torchaudio build that" \
+                    "fits its torch, or let tools/setup_env.sh --prefix DIR make an environment"
+            lacks=
+        fi
+        if [ -z "${lacks}" ]; then
+            command -v "${wanted}"
+            exit 0
+        fi
+        log "${wanted} lacks: ${lacks}. It is not ours and stays as it is, ${prefix} is used" \
+            "(tools/setup_env.sh --install installs into it)"
+    elif [ -z "${wanted}" ]; then
         read -r _ version <<<"$(ask python3)"
         if [ -n "${version}" ] && served "${version}" && [ -z "$(missing python3)" ]; then
             command -v python3
             exit 0
         fi
     fi
-    if [ -n "${wanted}" ] && [ "${wanted}" != "${own}/bin/python" ]; then
-        read -r kind version <<<"$(ask "${wanted}")"
-        [ -n "${kind}" ] || die "PYTHON=${wanted} does not run; expected a Python 3.11-3.13"
-        served "${version}" || die "${wanted} is Python ${version}; expected 3.11, 3.12 or" \
-            "3.13. Set PYTHON to one of these, or leave the active environment."
-        lacks=$(missing "${wanted}")
-        if [ -z "${lacks}" ]; then
-            command -v "${wanted}"
-            exit 0
-        fi
-        if [ "${kind}" = environment ]; then
-            log "${wanted} lacks: ${lacks}"
-            install "${wanted}" "${version}"
-            "${wanted}" -c 'import torchaudio' 2>/dev/null ||
-                die "'import torchaudio' fails in ${wanted}: install the torchaudio build that" \
-                    "fits its torch, or let tools/setup_env.sh --prefix DIR make an environment"
-            command -v "${wanted}"
-            exit 0
-        fi
-        log "${wanted} is a system Python: nothing is installed into it, it serves as base"
-    fi
-    prefix=${own}
 fi
 
 # 2. Our own.
 requirements=("${root}"/tools/requirements/*.txt "${root}/setup.py")
 key="torch ${torch_version} $(cat "${requirements[@]}" | cksum) $(cd "${root}" && pwd -P)"
 marker=${prefix}/.espnet2_slit_done
-if [ -x "${prefix}/bin/python" ] && [ -f "${marker}" ] && [ "$(cat "${marker}")" = "${key}" ]
-then
+# complete: made to the end from these requirements, and of the Python that was named.
+complete() {
+    [ -x "${prefix}/bin/python" ] && [ -f "${marker}" ] && [ "$(cat "${marker}")" = "${key}" ] &&
+        { [ -z "${named}" ] || [ "$(ask "${prefix}/bin/python")" = "environment ${version}" ]; }
+}
+if complete; then
     echo "${prefix}/bin/python"
     exit 0
 fi
@@ -195,13 +219,13 @@ done
 
 [ ! -e "${prefix}" ] || [ -f "${prefix}/pyvenv.cfg" ] || [ -z "$(ls -A "${prefix}")" ] ||
     die "${prefix} is there and is no virtual environment; remove it or give another --prefix"
-[ -z "${SLIT_NO_INSTALL:-}" ] || die "no complete environment, and SLIT_NO_INSTALL is set"
+[ -z "$(forbidden)" ] || die "no complete environment, and $(forbidden)"
 mkdir -p "$(dirname "${prefix}")"
 exec 9>"${prefix}.lock"
 if command -v flock >/dev/null && ! flock -n 9; then
     log "Another process is making ${prefix}: waiting for it"
     flock 9
-    if [ -f "${marker}" ] && [ "$(cat "${marker}")" = "${key}" ]; then
+    if complete; then
         echo "${prefix}/bin/python"
         exit 0
     fi

@@ -331,7 +331,7 @@ def add_instruction(commands):
 def add_label_captions(commands):
     """The command that makes sentences of labels."""
     one = commands.add_parser(
-        "label_captions", help="a caption set from a label set (stages 1 and 2)"
+        "label_captions", help="captions of a label set, for the first two trainings"
     )
     one.add_argument("source", type=Path, help="data directory with labels in text")
     one.add_argument("--out", type=Path, required=True, help="data directory to write")

@@ -208,6 +208,7 @@ def _prepare(args: argparse.Namespace) -> int:
     )
     pairs = [(args.sets[0], args.sets[-1])]
     if args.out is not None:
+        _check_sources(args.sets)
         pairs = [(source, args.out / source.name) for source in args.sets]
     reports = prepare.prepare_sets(pairs, options, args.audio_dir, args.nj)
     for report, (source, target) in zip(reports, pairs, strict=True):
@@ -218,6 +219,10 @@ def _prepare(args: argparse.Namespace) -> int:
     targets = [target for _, target in pairs]
     train, test = _of_split(targets, args.train, args.test)
     overlapping = _compare(train, test, args.out.parent / "leakage.json")
+    print(
+        f"{overlapping} of {len(train) * len(test)} pairs of training and test"
+        " directories overlap"
+    )
     if overlapping and args.leakage == "stop":
         raise DataDirError(
             "training and test sets overlap, see above. `slit_data leakage --drop DIR`"
@@ -251,10 +256,29 @@ def _compare(train: list[Path], test: list[Path], report: Path | None) -> int:
     return sum(bool(row.samples) for row in rows)
 
 
+def _check_sources(sources: list[Path]) -> None:
+    """All sets are there and complete, before the audio of the first is checked."""
+    for folder in sources:
+        if not (folder / "wav.scp").is_file():
+            there = sorted(p.parent.name for p in folder.parent.glob("*/wav.scp"))
+            raise DataDirError(
+                f"{folder}: expected a data directory with wav.scp. There are "
+                f"{', '.join(there) or 'none'}; slit.sh chooses among them by "
+                "--train_set, --valid_set and --test_sets."
+            )
+        if (folder / "text_spk1").is_file() and not (folder / "text").is_file():
+            raise DataDirError(
+                f"{folder} has text_spk1, ... and no text, as other ESPnet recipes "
+                f"keep captions. `slit corpus espnet {folder} --out DIR` completes it; "
+                f"in a recipe, --local_data_opts 'espnet --from {folder.parent} --train"
+                f" SET --valid SET --test {folder.name}' (local/espnet_data.sh --help)."
+            )
+
+
 def _leakage(args) -> int:
     from espnet2_slit.data.corpora import leakage
 
-    rows = leakage.find_overlaps(args.train, args.test)
+    rows = leakage.find_overlaps(list(dict.fromkeys(args.train)), args.test)
     for row in rows:
         print(row.line())
     if args.report:
@@ -271,6 +295,8 @@ def _leakage(args) -> int:
         if row.samples and (row.zero_shot or args.fail != "zero_shot")
     ]
     print(f"{len(wrong)} of {len(rows)} pairs of training and test directories overlap")
+    if wrong:
+        print("`slit data leakage --drop DIR` writes the training sets without these")
     return 1 if wrong and args.fail != "never" else 0
 
 

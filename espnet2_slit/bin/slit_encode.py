@@ -158,6 +158,10 @@ def run(args):
         )
     reuse = list(args.reuse)
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
+        if feature_cache.is_current(data_dir, output_dir, encoder.identity()):
+            logging.info("%s: is encoded and kept", output_dir)
+            reuse.append(output_dir)
+            continue
         finished = _encode_set(args, encoder, data_dir, output_dir, reuse)
         # Merging must see the sets as the jobs did, when none was finished.
         if finished and not args.merge:

@@ -50,7 +50,7 @@ class Dataset(BaseDataset):
             raise FileNotFoundError(
                 f"{folder}: expected feats.scp (or wav.scp) and text, found"
                 f" {', '.join(sorted(p.name for p in folder.glob('*'))) or 'nothing'}."
-                " Run stage 1 of the recipe, or give another path."
+                " Run the recipe's data stage, or give another path."
             )
         name = audio[0]
         self.audio = ESPnetDataset([(str(folder / name), *AUDIO[name])])

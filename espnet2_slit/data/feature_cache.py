@@ -8,6 +8,7 @@ audio to `audio`, encoding to the audio encoder, and training to ESPnet's data t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -47,8 +48,8 @@ def read_features_json(path):
     if path.suffix != ".json":
         path = path / "feats.json"
     remedy = (
-        "These features are not whole or not made by this version: run the recipe's"
-        " stage 1 again (whole shards are kept)."
+        "These features are not whole or not made by this version: run"
+        " `slit encode` or the recipe's data stage again (whole shards are kept)."
     )
     return read_json(path, SCHEMA, remedy, FeatureCacheError)
 
@@ -77,7 +78,7 @@ def check_features(path, identity=None):
             raise FeatureCacheError(
                 f"{path}: these features are not of the configured audio encoder: "
                 + "; ".join(differences)
-                + ". Encode the set again (stage 1), or configure the encoder that made"
+                + ". Encode the set again, or configure the encoder that made"
                 " them."
             )
     for shard in content["shards"]:
@@ -87,7 +88,7 @@ def check_features(path, identity=None):
             raise FeatureCacheError(
                 f"{ark}: expected {shard['bytes']} bytes, found"
                 f" {'no file' if size is None else size}."
-                f" Delete {path} and run stage 1 again; whole shards are kept."
+                f" Delete {path} and run `slit encode` again; whole shards are kept."
             )
     return content
 
@@ -536,6 +537,7 @@ def merge(work, data_dir, output_dir, encoder_facts):
         "shards": shards,
         "reused": work.reused_from,
         "dropped": dropped,
+        "made_from": _made_from(data_dir, work.reused_from),
     }
     (output_dir / "feats.json").unlink(missing_ok=True)  # it is not of these shards
     with new_directory(output_dir) as fresh:
@@ -552,6 +554,35 @@ def merge(work, data_dir, output_dir, encoder_facts):
         write_json(fresh / "feats.json", content)
     _remove_stale_shards(output_dir, len(work.shards))
     return content
+
+
+def _made_from(data_dir, reused):
+    """Digest of a set's files, and of the caches whose frames it points at."""
+    digest = hashlib.sha256()
+    lists = [p for p in Path(data_dir).iterdir() if p.is_file() and p.name[0] != "."]
+    for path in sorted([*lists, *map(Path, reused)]):
+        if path.name != "report.json" and path.is_file():
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def is_current(data_dir, output_dir, identity):
+    """Whether a cache is whole, of this encoder, and of the set as it is now.
+
+    Args:
+        data_dir: the set.
+        output_dir: its cache.
+        identity: of the encoder.
+
+    Returns:
+        False as well for a cache that cannot be read: encoding says why.
+    """
+    try:
+        content = check_features(output_dir, identity)
+    except FeatureCacheError:
+        return False
+    now = _made_from(data_dir, content["reused"])
+    return content.get("made_from") == now
 
 
 def _remove_stale_shards(output_dir, count):

@@ -387,7 +387,7 @@ def _plan(source: Path, target: Path, options: Options) -> _Work:
     if not source.is_dir():
         raise DataDirError(
             f"{source}: no such folder, expected a data directory with wav.scp. Make it"
-            " first (the recipe's stage 1, or slit_data from_manifest)."
+            " first (the recipe's data stage, or slit_data from_manifest)."
         )
     asked = question_file(source)
     if asked and not (source / "instruction").is_file():

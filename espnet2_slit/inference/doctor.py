@@ -40,6 +40,7 @@ EXTRAS = (
     ("huggingface_hub", "models and upload, Hugging Face"),
     ("gradio", "slit demo"),
     ("shtab", "slit completion: commands and options by the Tab key"),
+    ("mpi4py", "training on several nodes of SGE or PBS (Slurm and ssh need none)"),
     ("wandb", "learning curves on W&B"),
     ("mteb", "the benchmark of embeddings"),
 )

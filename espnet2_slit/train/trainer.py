@@ -50,10 +50,13 @@ class SLITTrainerOptions(TrainerOptions):
         max_non_finite_batches: batches of one epoch that may be skipped for a loss
             that is not finite; one more stops the run.
         checkpoint_minutes: between two checkpoints inside an epoch; 0 for none.
+        target_steps: optimizer steps that decide the number of epochs; 0: max_epoch
+            decides.
     """
 
     max_non_finite_batches: int
     checkpoint_minutes: float
+    target_steps: int
 
 
 class SLITTrainer(Trainer):
@@ -75,6 +78,14 @@ class SLITTrainer(Trainer):
             default=10.0,
             help="Minutes between two checkpoints inside an epoch, from which a killed "
             "training goes on; 0: only at the end of each epoch",
+        )
+        parser.add_argument(
+            "--target_steps",
+            type=int,
+            default=0,
+            help="Optimizer steps that the training should take, whatever the amount "
+            "of data: it runs for the number of whole epochs that comes nearest, at "
+            "least 1 and at most max_epoch; 0: for max_epoch",
         )
 
     @classmethod
@@ -104,6 +115,7 @@ class SLITTrainer(Trainer):
             remove_unfinished(output_dir)
             if not trainer_options.resume:
                 (output_dir / STEP_FILE).unlink(missing_ok=True)
+        trainer_options = planned(train_iter_factory, trainer_options)
         if trainer_options.resume and (output_dir / EPOCH_FILE).is_file():
             if is_first:
                 nbest = trainer_options.keep_nbest_models
@@ -228,21 +240,45 @@ def training_steps(iter_factory, options: SLITTrainerOptions) -> int:
     Raises:
         ValueError: the number of batches is not known, or too small for one step.
     """
+    return options.max_epoch * _epoch_steps(iter_factory, options.accum_grad)
+
+
+def planned(iter_factory, options: SLITTrainerOptions) -> SLITTrainerOptions:
+    """The options, with as many epochs as come nearest to target_steps.
+
+    Raises:
+        ValueError: as for `training_steps`.
+    """
+    if not options.target_steps:
+        return options
+    steps = _epoch_steps(iter_factory, options.accum_grad)
+    epochs = min(options.max_epoch, max(1, round(options.target_steps / steps)))
+    logging.info(
+        f"plan: {epochs} epochs of {steps * options.accum_grad} batches, "
+        f"{epochs * steps} optimizer steps (target_steps {options.target_steps}, "
+        f"max_epoch {options.max_epoch})"
+    )
+    return dataclasses.replace(options, **{"max_epoch": epochs})
+
+
+def _epoch_steps(iter_factory, accum_grad: int) -> int:
+    """Optimizer steps of one epoch."""
     batches = getattr(iter_factory, "num_iters_per_epoch", None)
     if batches is None and hasattr(iter_factory, "sampler"):
         batches = len(iter_factory.sampler)
     if not batches:
         raise ValueError(
-            "scheduler warmupcosine: the iterator does not tell its number of batches. "
-            "Set num_iters_per_epoch, or scheduler_conf.total_steps."
+            "scheduler warmupcosine and target_steps: the iterator does not tell its "
+            "number of batches. Set num_iters_per_epoch; or scheduler_conf.total_steps "
+            "and max_epoch."
         )
-    if batches < options.accum_grad:
+    if batches < accum_grad:
         raise ValueError(
             f"accum_grad: expected at most {batches}, the batches of an epoch, found "
-            f"{options.accum_grad}: no step would be made. Lower it."
+            f"{accum_grad}: no step would be made. Lower it."
         )
     # ESPnet counts batches anew in each epoch: what is left over makes no step
-    return options.max_epoch * (batches // options.accum_grad)
+    return batches // accum_grad
 
 
 class WatchedIterator:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -389,10 +390,41 @@ def test_jobs_of_sets_with_common_clips_are_merged(data_dir, tmp_path, tiny_part
     for more in (["--job", "1"], ["--job", "2"], ["--merge", "true"]):
         assert slit_encode.main([*common, "--num_jobs", "2", *more]) == 0
     assert feature_cache.check_features(tmp_path / "b")["num_clips"] == 7
+    (tmp_path / "b" / "feats.json").unlink()
     assert slit_encode.main(common) == 0  # one job: the second set reuses the first
     content = feature_cache.check_features(tmp_path / "b")
     assert content["reused"] == {str(tmp_path / "a" / "feats.json"): 7}
     assert content["shards"] == [] and not list((tmp_path / "b").glob("*.ark"))
+
+
+def test_what_is_encoded_is_left_alone_until_the_set_changes(
+    data_dir, tmp_path, tiny_parts
+):
+    from espnet2_slit.bin import slit_encode
+
+    more = shutil.copytree(data_dir, tmp_path / "more")  # the same clips
+    folders = [tmp_path / "a", tmp_path / "b"]
+    command = ["--data_dir", str(data_dir), str(more), "--output_dir"]
+    command += [*map(str, folders), "--audio_encoder", "beats"]
+    command += ["--audio_encoder_conf", f"path={tiny_parts.beats}"]
+
+    def times():
+        assert slit_encode.main(command) == 0
+        return [
+            {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+            for folder in folders
+        ]
+
+    first = times()
+    assert times() == first
+    lines = (data_dir / "text").read_text().replace("caption", "text")
+    (data_dir / "text").write_text(lines)
+    one, two = times()
+    assert one["feats.json"] != first[0]["feats.json"]
+    (ark,) = (name for name in one if name.endswith(".ark"))
+    assert one[ark] == first[0][ark]  # no clip has changed
+    assert "text 0 of 0" in (folders[0] / "text").read_text()
+    assert two["feats.json"] != first[1]["feats.json"]  # it points at the first one
 
 
 def test_one_clip_id_for_two_recordings_is_an_error(data_dir):

@@ -160,38 +160,70 @@ def test_run_pl_passes_words_on_as_they_are(tmp_path_factory, arguments):
     assert sorted(p.name for p in folder.iterdir()) == ["got", "x.log"]
 
 
-@settings(max_examples=8, deadline=None)
+# Kaldi's run.pl, slurm.pl and queue.pl join the words: those without blanks as they
+# are, the others in quotation marks of one kind or the other.
+KALDI = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift 2; done
+log=$1; shift
+line=
+for word; do
+    case "${word}" in
+        *" "*\\"*) line="${line} '${word}'" ;;
+        *" "*) line="${line} \\"${word}\\"" ;;
+        *) line="${line} ${word}" ;;
+    esac
+done
+exec bash -c "${line}" >"${log}" 2>&1
+"""
+WAYS = {
+    "our run.pl": [UTILS / "run.pl", "x.log"],
+    "another run.pl": ["bin/kaldi", "x.log"],
+    "ssh": [
+        *[sys.executable, "-m", "espnet2.bin.launch", "--host", "localhost"],
+        *["--ngpu", "0", "--log", "x.log", "--"],
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=5, deadline=None)
 @given(words)
 @example(
-    ["$(touch x)", "`touch x`", "a'b c\\\\d", "", "{x: $HOME}", "two\nlines", "-é"]
+    ["$(touch x)", "`touch x`", "a'b c\\\\d", "", "{x: $HOME}", "two\nlines", "-é", "*"]
 )
-def test_words_reach_the_other_machine_as_they_are(tmp_path_factory, arguments):
-    """Through ESPnet's launcher with --host, whose shells read them twice."""
+def test_words_reach_a_job_as_they_are(tmp_path_factory, way, arguments):
+    """As slit.sh hands them over: in a script, which every runner names alike."""
     folder = tmp_path_factory.mktemp("words")
     stand_ins = StandIns(folder / "bin")
-    (folder / "path.sh").touch()
-    quote = 'source "$0"; for_ssh "$@"'
+    (folder / "path.sh").touch()  # the launcher sources it on the other machine
+    (folder / "bin" / "kaldi").write_text(KALDI)
+    (folder / "bin" / "kaldi").chmod(0o755)
     tell = (
         "import os, sys;"
         " open('got', 'wb').write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
     )
-    job = [sys.executable, "-c", tell, *arguments]
-    quoted = subprocess.run(
-        ["bash", "-c", quote, UTILS / "stages.sh", *job],
-        capture_output=True,
-        check=True,
-    ).stdout.split(b"\0")[:-1]
-    launch = ["-m", "espnet2.bin.launch", "--host", "localhost", "--ngpu", "0"]
-    code, _, err = shell(
-        sys.executable, *launch, "--log", "x.log", "--", *map(os.fsdecode, quoted),
-        cwd=folder, PATH=stand_ins.path,
-    )  # fmt: skip
-    assert code == 0, err
+    write = 'job_variables=HOME; . "$0"; write_job logs/job.sh "$@"'
+    job = ["bash", "-euc", write, UTILS / "stages.sh", sys.executable, "-c", tell]
+    assert shell(*job, *arguments, cwd=folder)[0] == 0
+    command = [*WAYS[way], "bash", "logs/job.sh", "--job", "1"]
+    code, _, err = shell(*command, cwd=folder, PATH=stand_ins.path)
+    assert code == 0, err + (folder / "x.log").read_text()
     got = (folder / "got").read_bytes().split(b"\0")
     assert got[: len(arguments)] == [os.fsencode(word) for word in arguments]
-    assert {p.name for p in folder.iterdir()} == {"bin", "got", "path.sh", "x.log"} | {
-        p.name for p in folder.iterdir() if p.name.startswith(".dist_init_")
-    }
+    assert got[len(arguments) :][:2] == [b"--job", b"1"]
+    made = {p.name for p in folder.iterdir() if not p.name.startswith(".dist_init_")}
+    assert made == {"bin", "got", "logs", "path.sh", "x.log"}
+
+
+def test_named_variables_go_with_a_job(tmp_path):
+    write = (
+        "job_variables='MINE OTHER NONE'; . \"$0\"; export MINE='a b $x' OTHER=;"
+        " write_job job.sh printenv MINE OTHER"
+    )
+    assert shell("bash", "-euc", write, UTILS / "stages.sh", cwd=tmp_path)[0] == 0
+    code, out, _ = shell("env", "-i", "PATH=/usr/bin:/bin", tmp_path / "job.sh")
+    assert (code, out) == (0, "a b $x\n\n")
+    assert "NONE" not in (tmp_path / "job.sh").read_text()
 
 
 def test_run_pl_limits_how_many_run_at_once(tmp_path):
@@ -294,6 +326,8 @@ def test_options_with_dash_underscore_or_equals_sign(tmp_path):
         (["--number"], "option --number needs a value"),
         (["--number", "--name", "x"], "needs a value, found the option --name"),
         (["--some_flag", "yes"], "--some_flag is true or false, found 'yes'"),
+        (["--number", "-1"], "--number is a number, found '-1'"),
+        (["--number", ""], "--number is a number, found ''"),
         (["what"], "unexpected argument 'what'"),
         (["-n", "3"], "unexpected argument '-n'"),
     ],
@@ -351,12 +385,13 @@ def test_scripts_find_their_options_when_called_from_another_folder(script):
     "words, message",
     [
         (["--stge", "1"], "unknown option --stge"),
-        (["--stage", "0"], "stages are 1 to 8"),
+        (["--stage", "0"], "stages are 1 to 8, or data representation"),
         (["--stage", "9"], "stages are 1 to 8"),
-        (["--stage", "5", "--stop-stage", "2"], "--stage 5 --stop_stage 2"),
-        (["--stage", "one"], "expected a number, found 'one'"),
-        (["--ngpu", "-1"], "expected a number, found '-1'"),
-        (["--skip_train", "1"], "--skip_train is true or false"),
+        (["--stage", "5", "--stop-stage", "2"], "--stage decode --stop_stage represen"),
+        (["--stage", "one"], "found 'one'"),
+        (["--ngpu", "-1"], "--ngpu is a number, found '-1'"),
+        (["--skip_upload", "1"], "--skip_upload is true or false"),
+        (["--tag", "a b"], "--tag names folders that job runners meet"),
         (["--generator", "gpt"], "--generator is instruction or generative"),
         (["--leakage", "no"], "--leakage is report, stop or ignore"),
     ],
@@ -369,9 +404,10 @@ def test_a_wrong_call_of_run_sh_ends_with_code_2(words, message):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--manifest", "no.csv", "--stop-stage", "1"], "no such manifest"),
-        (["--local_data_dir", "no", "--stop-stage", "1"], "no no/train"),
-        (["--stage", "5", "--stop-stage", "5", "--tag", "none"], "run stage 4 first"),
+        (["--manifest", "no.csv", "--stop-stage", "data"], "no such manifest"),
+        (["--local_data_dir", "no", "--stop-stage", "1"], "no/train"),
+        (["--stage", "decode", "--tag", "none"], "run stage instruction first"),
+        (["--stage", "generative"], "run stage representation first"),
         (
             ["--stage", "2", "--stop-stage", "2", "--config", "x"],
             "no config 'x' for repr",
@@ -386,12 +422,45 @@ def test_what_is_missing_is_named_with_the_remedy(new_recipe, words, message):
     assert code in (1, 2) and message in err, err
 
 
-def test_the_backend_must_be_a_known_one(new_recipe):
-    code, _, err = shell(new_recipe / "slit.sh", cwd=new_recipe, cmd_backend="pbs")
-    assert (
-        code == 1
-        and "cmd_backend=pbs: expected local, stdout, sge, slurm or ssh" in err
-    )
+def test_options_that_messages_name_are_there():
+    """What slit.sh and what it sources tell the user to give."""
+    scripts = [RECIPE / "slit.sh", RECIPE / "cmd.sh", *UTILS.glob("*.sh")]
+    blocks = [(RECIPE / name).read_text() for name in ("slit.sh", "run.sh")]
+    blocks = [text.split("# Options")[1].split("# End of")[0] for text in blocks]
+    known = set(re.findall(r"^([a-z_0-9]+)=", "\n".join(blocks), re.MULTILINE))
+    known |= {"name", "esc50", "help"}  # of other scripts
+    named = set()
+    for script in scripts:
+        text = script.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:die|usage_error|log) (.*)", text):
+            said = " ".join(re.findall(r'"([^"]*)"', line))
+            named |= set(re.findall(r"--([a-z_0-9]+)", said))
+    assert {"manifest", "local_data_dir", "config", "hf_repo", "parts"} <= named
+    assert named <= known
+
+
+def test_checkpoints_of_pretrained_model_are_words_of_their_own(new_recipe):
+    (new_recipe / "a b.pth").touch()
+    command = ["./slit.sh", "--stage", "representation", "--config", "mini"]
+    command += ["--stop_stage", "representation", "--ngpu", "0"]
+    command += ["--train_args", "--print_config", "--pretrained_model"]  # no training
+    job = new_recipe / "exp" / "mini_representation" / "train.sh"
+    for checkpoints, expected in (
+        ("one.pth two.pth:qformer", "one.pth two.pth:qformer"),
+        ("a b.pth", r"a\ b.pth"),  # a file of that name
+    ):
+        code, out, err = shell(*command, checkpoints, cwd=new_recipe)
+        assert code == 0, out + err
+        assert f"--init_param {expected} --print_config" in job.read_text()
+
+
+def test_the_backend_must_be_a_known_one_and_there(new_recipe):
+    code, _, err = shell(new_recipe / "slit.sh", cwd=new_recipe, cmd_backend="lsf")
+    assert code == 1
+    assert "cmd_backend=lsf: expected local, stdout, sge, slurm, pbs or ssh" in err
+    code, _, err = shell(new_recipe / "slit.sh", cwd=new_recipe, cmd_backend="ssh")
+    assert code == 1 and "cmd_backend=ssh needs ssh.pl" in err
+    assert "There are: run.pl stdout.pl" in err
 
 
 # -------------------------------------------------------------------------- new recipes
@@ -443,7 +512,7 @@ def test_baselines_are_trained_predicted_scored_and_compared_in_turn(new_recipe)
         assert expected in command
     assert "--max_epoch 2" in commands[0] and "--max_epoch 6" in commands[1]
     code, out, _ = shell(script, "--python", recorder, cwd=new_recipe)
-    assert code == 0 and out.count("is trained") == 2
+    assert code == 0 and out.count("is up to date") == 2
     again = (new_recipe / "commands").read_text().splitlines()[len(commands) :]
     assert again == commands[2:]  # nothing is trained again
 
@@ -457,6 +526,7 @@ def test_setup_makes_a_recipe_anywhere(new_recipe):
         "run.sh",
         "conf",
         "local/data.sh",
+        "local/run_espnet3.py",
     ):
         assert (new_recipe / name).exists()
     assert not (new_recipe / "conf").is_symlink()
@@ -465,6 +535,38 @@ def test_setup_makes_a_recipe_anywhere(new_recipe):
     )
     code, out, err = shell("bash", "-euc", where)
     assert code == 0 and Path(out.strip()).resolve() == (UTILS / "run.pl").resolve()
+
+
+def test_a_new_recipe_finds_files_where_it_is_called_from(new_recipe, tmp_path):
+    (tmp_path / "rows.csv").write_text("audio,text\nnone.wav,a sound\n")
+    words = ["--manifest", "rows.csv", "--stop_stage", "data", "--ngpu", "0"]
+    _, out, err = shell(new_recipe / "run.sh", *words, cwd=tmp_path)
+    assert f"{tmp_path}/rows.csv: " in out + err and "no such manifest" not in err
+
+
+def test_local_settings_come_first_and_extra_programs_are_found(tmp_path):
+    """In an ESPnet tree: its tools/extra_path.sh, and our local/settings.sh."""
+    recipe = tmp_path / "egs2" / "mine" / "slit1"
+    (tmp_path / "espnet2").mkdir()
+    (tmp_path / "tools" / "sph2pipe").mkdir(parents=True)
+    extra = tmp_path / "tools" / "extra_path.sh"
+    extra.write_text(f'export PATH="{tmp_path}/tools/sph2pipe:$PATH"\n')
+    program = tmp_path / "tools" / "sph2pipe" / "sph2pipe"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert shell(RECIPE / "setup.sh", recipe)[0] == 0
+    settings = (
+        f'PYTHON={sys.executable}\nexport HF_HOME=/mine\njob_variables+=" MINE"\n'
+    )
+    (recipe / "local" / "settings.sh").write_text(settings)
+    where = (
+        ". ./path.sh; command -v sph2pipe python3; echo $HF_HOME ${job_variables##* }"
+    )
+    command = ["bash", "-euc", f"cd '{recipe}'; {where}"]
+    code, out, err = shell(*command, PYTHON="/no/python")
+    assert code == 0, err
+    assert out.splitlines()[0] == str(program)
+    assert out.splitlines()[2] == "/mine MINE"
 
 
 def test_setup_in_an_espnet_tree_uses_its_backends(tmp_path):
@@ -530,9 +632,18 @@ def test_state_changes_with_content_not_with_time(tmp_path):
     assert stages(tmp_path, "state f none")[1] != first
 
 
-def test_a_marker_counts_only_for_the_same_words(tmp_path):
-    script = "mark_done m 'a b'; is_done m 'a b' && ! is_done m 'a c' && ! is_done n ''"
-    assert stages(tmp_path, script)[0] == 0
+def test_work_is_left_out_only_where_the_same_was_done_to_the_end(tmp_path):
+    def done(words, file=""):
+        code, out, _ = stages(tmp_path, f"begin work '{file}' '{words}'")
+        assert out == "" if code == 0 else "work is up to date" in out
+        return code == 1
+
+    assert not done("a b")
+    stages(tmp_path, "mark_done work 'a b'")
+    assert done("a b") and not done("a c") and not done("")
+    assert not done("a b", "model.pth")
+    (tmp_path / "work" / "model.pth").touch()
+    assert done("a b", "model.pth")
 
 
 def test_a_second_run_in_one_folder_is_refused_even_after_a_kill(tmp_path):
@@ -591,6 +702,30 @@ def test_follow_ends_with_what_a_training_has_not_learned(tmp_path):
     assert last.startswith("    Warning: stage mine has learned nothing: matching")
 
 
+def test_follow_says_how_long_a_planned_training_goes_on():
+    code = (
+        f"import sys; sys.path.insert(0, {str(UTILS)!r}); import follow_log\n"
+        "step = follow_log.train_log.Step\n"
+        "left = follow_log.Remaining(epochs=10, batches=60)\n"
+        "print(left.after(step(1, 20, {'train_time': 2.0}), now=100.0))\n"
+        "print(left.after(step(1, 40, {'train_time': 2.0}), now=160.0))\n"
+        "print(left.after(step(2, 20, {'train_time': 2.0}), now=700.0))\n"
+        "print(left.after(step(10, 50, {'train_time': 2.0}), now=800.0))\n"
+    )
+    done, out, err = shell(sys.executable, "-c", code)
+    assert done == 0, err
+    # 580 batches of 2 s, then 560 of 3 s, then of 10 s with a validation; then seconds
+    lines = [", about 19 min left", ", about 28 min left", ", about 87 min left", ""]
+    assert out.split("\n")[:4] == lines
+
+
+def test_follow_shows_the_plan_of_a_training(tmp_path):
+    line = "2026 (trainer:1) INFO: plan: 3 epochs of 9 batches, 27 optimizer steps"
+    script = f"echo {shlex.quote(line)} >> x.log"
+    code, out, _ = follow(tmp_path, "x.log", "bash", "-c", script)
+    assert code == 0 and "plan: 3 epochs of 9 batches" in out
+
+
 def test_follow_shows_the_end_of_the_log_of_a_failed_command(tmp_path):
     script = "echo ValueError: the reason > x.log; echo noise >&2; exit 3"
     code, _, err = follow(tmp_path, "x.log", "bash", "-c", script)
@@ -617,10 +752,67 @@ def test_setup_env_names_an_unsuitable_python(tmp_path):
     old = tmp_path / "python"
     old.write_text("#!/bin/sh\necho environment 3.9\n")
     old.chmod(0o755)
-    code, _, err = shell(ROOT / "tools" / "setup_env.sh", PYTHON=str(old))
-    assert code == 1 and "is Python 3.9; expected 3.11, 3.12 or" in err
-    code, _, err = shell(ROOT / "tools" / "setup_env.sh", PYTHON="/no/python")
-    assert code == 1 and "PYTHON=/no/python does not run" in err
+    for more in ([], ["--prefix", tmp_path / "env"]):
+        command = [ROOT / "tools" / "setup_env.sh", *more]
+        code, _, err = shell(*command, PYTHON=str(old))
+        assert code == 1 and "is Python 3.9; expected 3.11, 3.12 or" in err
+        for words in (["--python", "/no/python"], []):
+            code, _, err = shell(*command, *words, PYTHON="/no/python")
+            assert code == 1 and "PYTHON=/no/python does not run" in err
+        assert not (tmp_path / "env").exists()
+
+
+PYTHON = """#!/bin/sh
+# Runs as Python {version}, with what is installed into the file beside it.
+case "$*" in
+    "- "*) [ -f {folder}/installed ] || echo espnet2 torch ;;
+    -) echo environment {version} ;;
+    *) echo "$*" >>{folder}/installed ;;
+esac
+"""
+
+
+def an_environment(folder, version="3.12"):
+    """A stand-in for an environment that lacks packages; its Python."""
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    python.write_text(PYTHON.format(folder=folder, version=version))
+    python.chmod(0o755)
+    return python
+
+
+def test_setup_env_changes_a_foreign_environment_only_when_asked(tmp_path):
+    theirs = an_environment(tmp_path / "theirs")
+    script = ROOT / "tools" / "setup_env.sh"
+    active = {"PYTHON": "", "VIRTUAL_ENV": str(tmp_path / "theirs")}
+    code, _, err = shell(script, **active)
+    assert code == 1 and "SLIT_NO_INSTALL is set" in err
+    assert "lacks: espnet2 torch. It is not ours and stays as it is" in err
+    for variable in ("SLURM_JOB_ID", "JOB_ID", "PBS_JOBID"):
+        job = {**active, "SLIT_NO_INSTALL": "", variable: "7"}
+        code, _, err = shell(script, "--install", **job)
+        assert code == 1 and "nothing is installed inside a job" in err
+    assert not (tmp_path / "theirs" / "installed").exists()
+    active["SLIT_NO_INSTALL"] = ""
+    code, out, err = shell(script, "--install", **active)
+    assert (code, out.strip()) == (0, str(theirs)), err
+    assert "-m pip install" in (tmp_path / "theirs" / "installed").read_text()
+
+
+def test_setup_env_remakes_an_environment_of_another_python(tmp_path):
+    script, prefix = ROOT / "tools" / "setup_env.sh", tmp_path / "env"
+    wanted = an_environment(tmp_path / "wanted", "3.12")
+    an_environment(prefix, "3.11")
+    (prefix / "pyvenv.cfg").touch()
+    versions = "echo torch 2.13.0 $(cat tools/requirements/*.txt setup.py | cksum) $PWD"
+    _, key, _ = shell("bash", "-c", versions, cwd=ROOT)
+    (prefix / ".espnet2_slit_done").write_text(key)
+    code, out, err = shell(
+        script, "--prefix", prefix, PYTHON="", TORCH_VERSION="2.13.0"
+    )
+    assert (code, out.strip()) == (0, f"{prefix}/bin/python"), err
+    code, out, err = shell(script, "--prefix", prefix, "--python", wanted)
+    assert (code, out) == (1, "") and "no complete environment" in err
 
 
 def test_setup_env_leaves_a_foreign_folder_alone(tmp_path):
@@ -631,7 +823,7 @@ def test_setup_env_leaves_a_foreign_folder_alone(tmp_path):
     assert [p.name for p in (tmp_path / "env").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("words", [["--prefx", "x"], ["--prefix"]])
+@pytest.mark.parametrize("words", [["--prefx", "x"], ["--prefix"], ["--python"]])
 def test_setup_env_wrong_options(words):
     assert shell(ROOT / "tools" / "setup_env.sh", *words)[0] == 2
 
@@ -705,7 +897,7 @@ def test_each_fold_is_held_out_of_a_system_of_its_own(esc_recipe):
 def test_the_mini_system_is_trained_first_where_it_is_missing(esc_recipe):
     _, run = esc_recipe
     mini, fold = run("--folds", "2", "--expdir", "elsewhere")
-    assert mini.startswith("run.sh") and "--stop_stage 2" in mini
+    assert mini.startswith("run.sh") and "--stop_stage representation" in mini
     assert "--expdir elsewhere" in mini
     assert "elsewhere/mini_representation/valid.loss.best.pth" in fold
 
@@ -713,3 +905,100 @@ def test_the_mini_system_is_trained_first_where_it_is_missing(esc_recipe):
 def test_esc_must_be_where_it_is_said_to_be(tmp_path):
     code, _, err = shell(RECIPE / "run_esc50.sh", "--esc50", tmp_path, cwd=tmp_path)
     assert code == 1 and "meta/esc50.csv: expected ESC-50's own layout" in err
+
+
+# --------------------------------------------------------------------- released parts
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A copy of the recipe whose slit.sh notes its words, a table, folders of parts."""
+    recipe = tmp_path / "egs2" / "slit" / "slit1"
+    ignored = shutil.ignore_patterns("data", "dump", "exp", "downloads")
+    shutil.copytree(RECIPE, recipe, ignore=ignored)
+    text = (recipe / "slit.sh").read_text()
+    options = text[text.index("# Options") :].split("# End of options")[0]
+    (recipe / "slit.sh").write_text(
+        f"#!/usr/bin/env bash\n{options}# End of options\n"
+        'printf "%s " "$@" | tr "\\n" " " >>calls; echo >>calls\n'
+    )
+    (tmp_path / "my table.csv").write_text("audio,text\n")
+    for name in ("whisper-tiny.en", "SmolLM2-135M-Instruct", "all-MiniLM-L6-v2"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model.safetensors").write_bytes(b"weights")
+    card = tmp_path / "models" / "all-MiniLM-L6-v2" / "README.md"
+    card.write_text("---\nlicense: apache-2.0\n---\n")
+
+    def run(*words, script="run.sh", **variables):
+        environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
+        environment |= {"HF_HUB_OFFLINE": "1", **variables}
+        result = shell(recipe / script, *words, cwd=tmp_path, **environment)
+        calls = recipe / "calls"
+        return *result, calls.read_text() if calls.exists() else ""
+
+    return run
+
+
+def test_own_data_is_trained_between_released_parts(own_data):
+    words = ["--manifest", "my table.csv", "--parts", "models", "--stop_stage", "score"]
+    code, out, err, call = own_data(*words)
+    assert code == 0, err
+    for expected in (
+        "--config pretrained ",
+        "--tag my_table ",
+        "--audio_encoder hugging_face --audio_encoder_path ",
+        "/models/whisper-tiny.en --audio_encoder_conf window_s=10.0 ",
+        "/models/SmolLM2-135M-Instruct --qformer_tokenizer ",
+        "/models/all-MiniLM-L6-v2 --stop_stage score",
+    ):
+        assert expected in call
+    assert "qformer: " in out and "licence apache-2.0" in out
+    assert len(re.findall(r"0 MB, licence .*, sha256 [0-9a-f]{64}$", out, re.M)) == 3
+
+
+def test_parts_of_the_user_come_first(own_data):
+    words = ["--manifest", "my table.csv", "--language_model", "google/flan-t5-base"]
+    words += ["--audio_encoder_path", "beats.pt", "--config", "flan_t5_base"]
+    code, out, err, call = own_data(*words, "--qformer_tokenizer", "bert-base-uncased")
+    assert code == 0 and out == "", err
+    assert "--config flan_t5_base --audio_encoder_path beats.pt" in call
+    assert "whisper" not in call and "--qformer_init" not in call
+
+
+def test_parts_that_cannot_be_had_are_named_with_the_ways_out(own_data):
+    code, _, err, call = own_data("--manifest", "my table.csv")
+    assert code == 1 and call == ""
+    assert "Error: audio_encoder openai/whisper-tiny.en cannot be had" in err
+    for way in ("--parts DIR", "HF_ENDPOINT", "--parts mini"):
+        assert way in err
+    words = ["--manifest", "my table.csv", "--parts"]
+    code, _, err, _ = own_data(*words, "none")
+    assert code == 1 and "no folder none is there" in err
+    code, _, err, _ = own_data(*words, "egs2")
+    assert code == 1 and "expected a folder whisper-tiny.en in it, found: slit" in err
+
+
+def test_mini_parts_for_own_data_come_with_a_warning(own_data, tmp_path):
+    made = tmp_path / "egs2" / "slit" / "slit1" / "downloads" / "mini"
+    (made / "language_model").mkdir(parents=True)
+    (made / "audio_encoder.pt").touch()
+    words = ["--manifest", "my table.csv", "--parts", "mini"]
+    code, out, err, call = own_data(*words)
+    assert code == 0, err
+    assert "the sounds and the sentences of the mini corpus alone" in out
+    assert "--config mini " in call and "--encoder_tag mini_beats" in call
+
+
+def test_labelled_recordings_are_trained_between_released_parts(own_data, tmp_path):
+    (tmp_path / "esc" / "meta").mkdir(parents=True)
+    (tmp_path / "esc" / "meta" / "esc50.csv").write_text(
+        "filename,fold,target,category,esc10,src_file,take\n"
+        "1-1-A-0.wav,1,0,dog,True,1,A\n2-2-A-0.wav,2,0,dog,True,2,A\n"
+    )
+    words = ["--esc50", "esc", "--parts", "models", "--nj", "1"]
+    code, _, err, calls = own_data(*words, script="run_pretrained.sh")
+    assert code == 0, err
+    first, second = calls.splitlines()
+    for number, call in ((1, first), (2, second)):
+        assert f"--fold {number} --data_dir data/pretrained_fold{number}" in call
+        assert "window_s=5.0" in call and "--encoder " not in call

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs2" / "slit" / "slit1"
 pytestmark = pytest.mark.recipe
 
+TRAININGS = ("representation", "generative", "instruction")
 KINDS = {"bell": 880.0, "hum": 110.0, "hiss": 0.0}
 
 
@@ -82,6 +85,12 @@ def run(recipe, *more, **variables):
     return done.stdout
 
 
+def log_of(folder, name):
+    """What the one job of an array has written."""
+    (path,) = folder.glob(f"{name}.1.log")
+    return path.read_text()
+
+
 def marks(folder):
     """Times of every file that a stage makes and a later run must leave alone."""
     names = ("*.pth", "feats.*.ark", "feats.json", "decode.json", "RESULTS.md", "*.scp")
@@ -122,15 +131,12 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     before = marks(folder)
     out = run(recipe, "--stage", "1", "--stop-stage", "6")
     assert marks(folder) == before
-    for words in (
-        "data is made",
-        "is encoded",
-        "is trained",
-        "is decoded",
-        "RESULTS.md is there",
-    ):
-        assert words in out
-    assert "Training" not in out and "Encoding" not in out and "Decoding" not in out
+    decode = Path("exp/tiny_instruction/decode_tiny")
+    for path in ("data", *(f"exp/tiny_{name}" for name in TRAININGS), decode):
+        assert f"Skipped: {path} is up to date" in out
+    assert "Training" not in out and "Scores" not in out
+    for log in ("dump/beats_beats/logdir/train_caption", decode / "logdir/decode"):
+        assert re.search(r"is (encoded|complete) and kept", log_of(folder, log))
 
 
 @pytest.mark.slow
@@ -200,7 +206,7 @@ def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
     from espnet2_slit.model.audio_encoder import build_audio_encoder
 
     folder, _ = recipe
-    slurm = StandIns(tmp_path / "bin")
+    slurm = StandIns(tmp_path / "bin", exports=("PATH",))
     by_slurm = dict(cmd_backend="slurm", PATH=slurm.path)
     run(recipe, *SMALL, "1", "--stop-stage", "1", "--encode_nj", "2", **by_slurm)
     raw = folder / "small" / "raw" / "test_caption"
@@ -227,9 +233,39 @@ def test_slurm_encodes_and_decodes_in_arrays_of_jobs(
     text = Path("caption", "text")
     assert (decoded / text).read_text() == (tmp_path / "decoded" / text).read_text()
 
-    arrays = [" ".join(w) for w in slurm.calls("slurm.pl") if "JOB=1:2" in w]
-    assert sum("slit_encode" in words for words in arrays) == 2  # sets
-    assert sum("slit_inference" in words for words in arrays) == 1
+    arrays = [words for words in slurm.calls("slurm.pl") if "JOB=1:2" in words]
+    jobs = [(folder / w[w.index("bash") + 1]).read_text() for w in arrays]
+    assert sum("slit_encode" in job for job in jobs) == 2  # sets
+    assert sum("slit_inference" in job for job in jobs) == 1
+
+
+@pytest.mark.slow
+def test_sge_trains_with_the_python_and_the_threads_of_the_submission(recipe, tmp_path):
+    """A stand-in for SGE whose jobs find another Python first, and none of ours."""
+    folder, _ = recipe
+    sge = StandIns(tmp_path / "bin", exports=("PATH",))
+    other = folder.parents[2] / "tools" / "activate_python.sh"  # of an ESPnet tree
+    (folder.parents[2] / "espnet2").mkdir()
+    other.parent.mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "other" / "python3").chmod(0o755)
+    other.write_text(f'PATH="{tmp_path}/other:$PATH"\n')
+    run(recipe, *SMALL, "1", "--stop-stage", "data")
+    more = ["--tag", "sge", "--train_threads", "2"]
+    variables = dict(cmd_backend="sge", PATH=sge.path, HF_HOME=str(tmp_path))
+    run(recipe, *SMALL, "2", "--stop-stage", "2", *more, **variables)
+    shutil.rmtree(other.parent), (folder.parents[2] / "espnet2").rmdir()
+    exp = folder / "small_exp" / "sge_representation"
+    assert (exp / "2epoch.pth").is_file()
+    (call,) = sge.calls("queue.pl")
+    assert call[: call.index("--gpu")] == [
+        *["--name", "slit_sge_representation", "--num_threads", "2"]
+    ]
+    job = (exp / "train.sh").read_text()
+    python = Path(sys.executable).with_name("python3")
+    assert f"exec {python} -m espnet2_slit.bin.slit_train" in job
+    assert "export OMP_NUM_THREADS=2" in job and f"export HF_HOME={tmp_path}" in job
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Claims about the learning rate: up in a line, down along half a cosine."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.task import SLITTask
 from espnet2_slit.train.scheduler import WarmupCosine
-from espnet2_slit.train.trainer import training_steps
+from espnet2_slit.train.trainer import SLITTrainerOptions, planned, training_steps
 
 
 def rates(steps, **conf):
@@ -80,3 +81,28 @@ def test_number_of_batches_must_be_known_and_enough_for_a_step():
     batches = SimpleNamespace(num_iters_per_epoch=5)
     with pytest.raises(ValueError, match="accum_grad: expected at most 5.*found 6"):
         training_steps(batches, options)
+
+
+@pytest.mark.parametrize(
+    "target, most, epochs",
+    [(0, 7, 7), (100, 50, 10), (104, 50, 10), (106, 50, 11), (100, 4, 4), (3, 50, 1)],
+)
+def test_target_steps_decide_the_number_of_epochs(target, most, epochs):
+    fields = {field.name: None for field in dataclasses.fields(SLITTrainerOptions)}
+    fields |= dict(target_steps=target, max_epoch=most, accum_grad=2)
+    options = SLITTrainerOptions(**fields)
+    batches = SimpleNamespace(num_iters_per_epoch=21)  # 10 steps of 2, one is left over
+    assert planned(batches, options).max_epoch == epochs
+
+
+def test_target_steps_end_a_training_and_its_schedule(
+    tmp_path, tiny_features, train_command
+):
+    more = ["--target_steps", "7", "--scheduler", "warmupcosine"]
+    more += ["--scheduler_conf", "{warmup_steps: 1, final_ratio: 0.1}"]
+    SLITTask.main(cmd=train_command("generative", tmp_path, *more, epochs=9))
+    assert (tmp_path / "2epoch.pth").is_file()  # 3 batches an epoch
+    assert not (tmp_path / "3epoch.pth").exists()
+    (optimizer,) = read_checkpoint(tmp_path / "checkpoint.pth")["optimizers"]
+    group = optimizer["param_groups"][0]
+    assert group["lr"] == pytest.approx(0.1 * group["initial_lr"])

@@ -5,41 +5,27 @@
 #   stdout   this machine, output on the screen as well (stdout.pl)
 #   sge      qsub (queue.pl), options in conf/queue.conf
 #   slurm    sbatch (slurm.pl), options in conf/slurm.conf
-#   ssh      machines named in .queue/machines (ssh.pl)
+#   pbs      qsub of PBS (pbs.pl), options in conf/pbs.conf
+#   ssh      machines named in .queue/machines (Kaldi's ssh.pl; not for training: --host)
 #
-# local and stdout come with this recipe; queue.pl, slurm.pl and ssh.pl are taken from the
-# ESPnet tree around the recipe, or from PATH.
+# local and stdout come with this recipe, the others are looked for in utils/ and on PATH:
+# an ESPnet tree around the recipe has queue.pl, slurm.pl and pbs.pl, no ssh.pl.
 
 cmd_backend=${cmd_backend:-local}
 
 case "${cmd_backend}" in
-    local)
-        export train_cmd="run.pl"
-        export cuda_cmd="run.pl"
-        export decode_cmd="run.pl"
-        ;;
-    stdout)
-        export train_cmd="stdout.pl"
-        export cuda_cmd="stdout.pl"
-        export decode_cmd="stdout.pl"
-        ;;
-    sge)
-        export train_cmd="queue.pl"
-        export cuda_cmd="queue.pl"
-        export decode_cmd="queue.pl"
-        ;;
-    slurm)
-        export train_cmd="slurm.pl"
-        export cuda_cmd="slurm.pl"
-        export decode_cmd="slurm.pl"
-        ;;
-    ssh)
-        export train_cmd="ssh.pl"
-        export cuda_cmd="ssh.pl"
-        export decode_cmd="ssh.pl"
-        ;;
+    local) train_cmd=run.pl ;;
+    sge) train_cmd=queue.pl ;;
+    stdout | slurm | pbs | ssh) train_cmd=${cmd_backend}.pl ;;
     *)
-        echo "Error: cmd_backend=${cmd_backend}: expected local, stdout, sge, slurm or ssh" >&2
+        echo "Error: cmd_backend=${cmd_backend}: expected local, stdout, sge, slurm, pbs or ssh" >&2
         return 1
         ;;
 esac
+if ! command -v "${train_cmd}" >/dev/null; then
+    echo "Error: cmd_backend=${cmd_backend} needs ${train_cmd}, which is neither in utils/ nor on" \
+        "PATH. There are: $(compgen -c | grep -xE "(run|stdout|queue|slurm|pbs|ssh|retry)\.pl" | sort -u | xargs)" >&2
+    return 1
+fi
+export train_cmd
+export cuda_cmd=${train_cmd} decode_cmd=${train_cmd} # a cluster's GPU queue may be another

@@ -1,5 +1,17 @@
 # shellcheck shell=bash
-# Sourced by slit.sh: which Python, which job runners. Edit local/path.sh for more.
+# Sourced by slit.sh: which Python, which job runners. Yours: local/settings.sh comes first
+# (PYTHON=..., SLIT_NO_INSTALL=1, HF_HOME=..., job_variables+=" NAME"), local/path.sh last.
+
+# Variables that go with a job, as schedulers pass on few or none. No secrets: they are
+# written into the job's script.
+# shellcheck disable=SC2034  # read by utils/stages.sh
+job_variables="PYTHONPATH PYTHONIOENCODING LC_ALL OMP_NUM_THREADS THP_MEM_ALLOC_ENABLE
+    NCCL_SOCKET_IFNAME SLIT_NO_INSTALL HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE
+    TRANSFORMERS_OFFLINE TORCH_HOME WANDB_MODE"
+if [ -f local/settings.sh ]; then
+    # shellcheck disable=SC1091
+    . local/settings.sh
+fi
 
 slit_recipe=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 slit_home=$(cd "${slit_recipe}/../../.." && pwd)
@@ -13,11 +25,18 @@ export PYTHONIOENCODING=UTF-8
 # NCCL: leave out interfaces that do not lead to other machines.
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker,virbr,vmnet,vboxnet}"
 
-# Inside an ESPnet tree, its Python, unless another environment is active.
-if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] &&
-    [ -f "${MAIN_ROOT}/tools/activate_python.sh" ] && [ -d "${MAIN_ROOT}/espnet2" ]; then
-    # shellcheck disable=SC1091
-    . "${MAIN_ROOT}/tools/activate_python.sh"
+# Inside an ESPnet tree, its Python, unless another environment is active, and the programs
+# that it has built (sph2pipe, sox, ffmpeg, ... for commands in wav.scp).
+if [ -d "${MAIN_ROOT}/espnet2" ]; then
+    if [ -z "${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] &&
+        [ -f "${MAIN_ROOT}/tools/activate_python.sh" ]; then
+        # shellcheck disable=SC1091
+        . "${MAIN_ROOT}/tools/activate_python.sh"
+    fi
+    if [ -f "${MAIN_ROOT}/tools/extra_path.sh" ]; then
+        # shellcheck disable=SC1091
+        . "${MAIN_ROOT}/tools/extra_path.sh"
+    fi
 fi
 if [ -f "${slit_home}/tools/activate.sh" ]; then
     # shellcheck disable=SC1091

@@ -2,7 +2,7 @@
 # Usage: ./run_ablation.sh [--name value ...]      (after, or instead of, run.sh)
 #
 # Does each training stage earn its place? On the mini corpus: the whole system, without
-# stage 1, without instruction tuning, with stacked frames in place of the Q-Former, and with
+# representation, without instruction tuning, with stacked frames in place of the Q-Former, and with
 # an audio encoder left at random weights.
 # Every system is trained with the same settings and scored on the same test sets.
 # Writes exp/ablation.md. All options are those of slit.sh.
@@ -13,6 +13,7 @@ option_file=$(readlink -f "$0")
 cd "$(dirname "$0")"
 
 # Options
+seeds=     # "1 2 3": each system trained with each of them, mean and range in the table
 expdir=exp # where experiments go
 nj=2       # processes that make and check audio
 # End of options
@@ -22,16 +23,16 @@ nj=2       # processes that make and check audio
 # shellcheck disable=SC2034  # read by parse_options.sh: --help shows its options as well
 next_script=slit.sh
 parse_known_options "$@"
-options=(--expdir "${expdir}" --nj "${nj}" --stop_stage 6 "${rest[@]}")
+options=(--seeds "${seeds}" --expdir "${expdir}" --nj "${nj}" --stop_stage score "${rest[@]}")
 
 log "The whole system"
 ./run.sh "${options[@]}"
 
-log "Without stage 1: the Q-Former starts generative learning from scratch"
+log "Without representation learning: the Q-Former starts generative learning from scratch"
 ./run.sh "${options[@]}" --tag mini_no_representation --skip_representation true
 
-log "Without instruction tuning: the system after stage 3"
-./run.sh "${options[@]}" --generator generative --stage 4
+log "Without instruction tuning: the generative system"
+./run.sh "${options[@]}" --generator generative --stage decode
 
 for connector in linear mlp; do
     log "Stacked frames in place of the Q-Former: ${connector}"
@@ -43,14 +44,13 @@ log "With a random frozen audio encoder"
 random=downloads/mini_random
 ./run.sh "${options[@]}" --tag mini_random_encoder --encoder_tag mini_random \
     --audio_encoder_path "${random}/audio_encoder.pt" --datadir data_random \
-    --before_data "mini --data_dir data --nj ${nj}" \
     --local_data_opts "random_encoder --output ${random}/audio_encoder.pt --data_dir data_random"
 
 . ./path.sh
 python3 local/ablation_table.py --output "${expdir}/ablation.md" \
-    "whole system=${expdir}/mini_instruction" \
-    "no stage 1=${expdir}/mini_no_representation_instruction" \
-    "no instruction tuning=${expdir}/mini_generative" \
-    "linear connector=${expdir}/mini_linear_instruction" \
-    "mlp connector=${expdir}/mini_mlp_instruction" \
-    "random frozen encoder=${expdir}/mini_random_encoder_instruction"
+    "whole system=$(runs_of mini instruction)" \
+    "no representation=$(runs_of mini_no_representation instruction)" \
+    "no instruction tuning=$(runs_of mini generative)" \
+    "linear connector=$(runs_of mini_linear instruction)" \
+    "mlp connector=$(runs_of mini_mlp instruction)" \
+    "random frozen encoder=$(runs_of mini_random_encoder instruction)"

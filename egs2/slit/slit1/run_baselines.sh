@@ -4,7 +4,7 @@
 # Two baselines beside SLIT: a CLAP-style dual encoder (contrastive loss alone) and an
 # encoder-decoder captioner. Both read the same cached frames of the same frozen audio
 # encoder, train on the same captions in the same batches with the same optimizer, as many
-# epochs as SLIT's stage 1 (for retrieval) or all its three stages (for captions), and are
+# epochs as SLIT's representation learning (for retrieval) or all its three stages (for captions), and are
 # scored on the same test sets. Writes exp/<tag>_baselines/comparison.md, and SLIT's HTML
 # report with both beside it: exp/<tag>_baselines/report/index.html.
 
@@ -15,6 +15,8 @@ cd "$(dirname "$0")"
 
 # Options
 tag=mini                        # of SLIT's experiments
+seeds=                          # "1 2 3": those of ./run.sh --seeds; mean and range as well
+train_args=                     # more arguments of both trainings
 config=mini                     # conf/train_<training stage>_<config>.yaml, conf/decode_<config>.yaml
 expdir=exp                      # where experiments go
 feats=dump/mini_beats           # cached frames
@@ -24,7 +26,7 @@ valid_set=valid_caption         # captions that choose the best epoch
 test_sets="test_caption test_caption_unseen" # sets with captions
 language_model=downloads/mini/language_model # whose sizes and tokenizer the captioner takes
 qformer_tokenizer=downloads/mini/qformer_tokenizer # of the dual encoder's text tower
-dual_encoder_epochs=2           # as SLIT's stage 1
+dual_encoder_epochs=2           # as representation learning
 captioner_epochs=6              # as SLIT's three stages together
 python=python3                  # Python of the project's environment
 # End of options
@@ -35,36 +37,42 @@ parse_options "$@"
 . ./path.sh
 . ./cmd.sh
 
+if [ -n "${seeds}" ]; then
+    for seed in ${seeds}; do
+        "${option_file}" "$@" --tag "${tag}_seed${seed}" --seeds "" \
+            --train_args "${train_args} --seed ${seed}"
+    done
+    baselines=$(runs_of "${tag}" baselines)
+    python3 local/ablation_table.py --output "${expdir}/${tag}_baselines_seeds.md" \
+        "SLIT=$(runs_of "${tag}" instruction)" \
+        "dual encoder=${baselines//_baselines/_baselines/dual_encoder}" \
+        "captioner=${baselines//_baselines/_baselines/captioner}"
+    log "Mean and range: ${expdir}/${tag}_baselines_seeds.md"
+    exit
+fi
+
 slit=${expdir}/${tag}_instruction/decode_${config}
 exp=${expdir}/${tag}_baselines
 [ -f "${slit}/scores.json" ] || die "no ${slit}/scores.json: run ./run.sh first"
 
 train() { # MODEL STAGE EPOCHS OPTIONS
-    local model=$1 stage=$2 epochs=$3 part set words options
-    shift 3
-    options=(--model "${model}" --config "conf/train_${stage}_${config}.yaml"
-        --max_epoch "${epochs}" --output_dir "${exp}/${model}" --resume true
-        --features "${feats}/${train_set}/feats.json" "$@")
-    for part in train valid; do
-        if [ "${part}" = train ]; then set=${train_set}; else set=${valid_set}; fi
+    local model=$1 stage=$2 folder=${exp}/$1 set words options
+    for set in "${train_set}" "${valid_set}"; do
         [ -f "${feats}/${set}/feats.scp" ] || die "no ${feats}/${set}/feats.scp: run ./run.sh first"
-        options+=("--${part}_shape_file" "${feats}/${set}/feats_shape")
-        for words in feats.scp,feats,kaldi_ark text,text,text utt2audio,clip,text; do
-            options+=("--${part}_data_path_and_name_and_type" "${feats}/${set}/${words}")
-        done
     done
+    options=(--model "${model}" --config "conf/train_${stage}_${config}.yaml" --max_epoch "$3"
+        --output_dir "${folder}" --resume true --train_dir "${feats}/${train_set}"
+        --valid_dir "${feats}/${valid_set}" "${@:4}")
+    # shellcheck disable=SC2206  # a list of options
+    options+=(${train_args})
     words="${options[*]} $(state "conf/train_${stage}_${config}.yaml" "${feats}/${train_set}/text" \
         "${feats}/${train_set}/feats.json" local/baselines.py)"
-    if is_done "${exp}/${model}/.done" "${words}" && [ -e "${exp}/${model}/valid.loss.best.pth" ]; then
-        log "Skipped: ${exp}/${model} is trained"
-        return
-    fi
-    hold "${exp}/${model}"
-    log "Training the ${model}: ${exp}/${model}/train.log"
+    begin "${folder}" valid.loss.best.pth "${words}" || return 0
+    log "Training the ${model}: ${folder}/train.log"
+    write_job "${folder}/train.sh" "${python}" local/baselines.py train "${options[@]}"
     # shellcheck disable=SC2086  # the command may have options
-    follow "${exp}/${model}/train.log" ${train_cmd} "${exp}/${model}/train.log" \
-        "${python}" local/baselines.py train "${options[@]}"
-    mark_done "${exp}/${model}/.done" "${words}"
+    follow "${folder}/train.log" ${train_cmd} "${folder}/train.log" bash "${folder}/train.sh"
+    mark_done "${folder}" "${words}"
 }
 
 score() { # MODEL TASK SUFFIX

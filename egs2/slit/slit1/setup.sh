@@ -3,7 +3,8 @@
 #
 # Makes a recipe directory for another corpus, in an ESPnet tree or anywhere. slit.sh,
 # path.sh and the readers of corpora and of other recipes' data are linked to this one,
-# conf/, cmd.sh and db.sh are copied for editing. Then write local/data.sh and run.sh there; both come as short examples.
+# conf/, cmd.sh and db.sh are copied for editing. Then write local/data.sh and run.sh there;
+# both come as short examples.
 
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
@@ -34,7 +35,7 @@ link() { # NAME: relative inside the project's own tree, else absolute
         ln -s "${here}/$1" "${dir}/$1"
     fi
 }
-for name in slit.sh path.sh local/corpora_data.sh local/espnet_data.sh; do link "${name}"; done
+for name in slit.sh path.sh local/{corpora_data.sh,espnet_data.sh,run_espnet3.py}; do link "${name}"; done
 template=${root}/egs2/TEMPLATE/asr1
 if [ -d "${template}/utils" ]; then
     for name in utils steps scripts pyscripts; do
@@ -67,6 +68,7 @@ cat >"${dir}/run.sh" <<'EOF'
 #!/usr/bin/env bash
 # Give the paths of your encoder and language model here or on the command line.
 set -euo pipefail
+export SLIT_CALLER_DIR=${SLIT_CALLER_DIR:-${PWD}} # relative paths are yours
 cd "$(dirname "$0")"
 
 ./slit.sh --config flan_t5_base \

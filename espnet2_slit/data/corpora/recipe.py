@@ -1,6 +1,6 @@
 """The sets a recipe trains and tests on, from any choice of corpora.
 
-    train_caption, valid_caption          stages 1 and 2
+    train_caption, valid_caption          representation, generative
     train_instruction, valid_instruction  instruction tuning
     <corpus>_<split>                      one a test set
 

@@ -2,6 +2,9 @@
 """One table of several systems' scores: what does each training stage give?
 
 ablation_table.py --output exp/ablation.md "whole system=exp/mini_instruction" ...
+
+Several folders of one system, joined by commas (trainings with other seeds), make
+a cell with mean and range.
 """
 
 import argparse
@@ -21,53 +24,63 @@ COLUMNS = (
 
 
 def read_scores(experiment):
-    """{set/task/...: row} of the one decode folder in an experiment that has scores."""
+    """{set/task/...: row} of the one folder in an experiment that has scores."""
     found = sorted(Path(experiment).glob("decode_*/scores.json"))
+    found += Path(experiment).glob("scores/scores.json")  # of a baseline
     if len(found) != 1:
         raise SystemExit(
             f"{experiment}: expected one decode_*/scores.json, found {len(found)}. Run"
-            " stages 5 and 6, or remove those that are not meant."
+            " stages decode and score, or remove those that are not meant."
         )
     rows = json.loads(found[0].read_text(encoding="utf-8"))["scores"]
     return {row["key"]: row for row in rows}
+
+
+def cell(values, factor):
+    """A score, or mean and range of several; values: None where there is none."""
+    values = [value * factor for value in values if value is not None]
+    if not values:
+        return "–"
+    digits = 1 if factor > 1 else 3
+    shown = f"{sum(values) / len(values):.{digits}f}"
+    if len(values) > 1:
+        shown += f" [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+    return shown
 
 
 def table(systems):
     """Markdown: a row per test set and score, a column per system.
 
     Args:
-        systems: {name: experiment folder}.
+        systems: {name: experiment folders, one for each seed}.
 
     Returns:
         Lines.
     """
-    scores = {name: read_scores(folder) for name, folder in systems.items()}
-    sets = sorted({key.partition("/")[0] for rows in scores.values() for key in rows})
+    scores = {
+        name: [read_scores(folder) for folder in folders]
+        for name, folders in systems.items()
+    }
+    sets = {
+        key.partition("/")[0] for runs in scores.values() for r in runs for key in r
+    }
     lines = [
         "| test set | score | " + " | ".join(scores) + " | chance |",
         "|---|---|" + "---:|" * (len(scores) + 1),
     ]
-    for name in sets:
+    for name in sorted(sets):
         for heading, key, factor in COLUMNS:
-            rows = [rows.get(f"{name}/{key}") for rows in scores.values()]
-            values = [
-                "–" if row is None or row["value"] is None else row["value"] * factor
-                for row in rows
-            ]
-            if all(value == "–" for value in values):
+            rows = [[r.get(f"{name}/{key}") or {} for r in s] for s in scores.values()]
+            cells = [cell([row.get("value") for row in s], factor) for s in rows]
+            if set(cells) == {"–"}:
                 continue
-            chance = [
-                row["chance"] for row in rows if row and row["chance"] is not None
-            ]
-            cells = [
-                v if v == "–" else f"{v:.{1 if factor > 1 else 3}f}" for v in values
-            ]
-            if chance:
-                cells.append(f"{chance[0] * factor:.{1 if factor > 1 else 3}f}")
-            else:
-                cells.append("–")
+            chances = [row.get("chance") for s in rows for row in s]
+            chances = [chance for chance in chances if chance is not None]
+            cells.append(cell(chances[:1], factor))
             lines.append(f"| {name} | {heading} | {' | '.join(cells)} |")
     lines += ["", "– : the system lacks the part that this score needs."]
+    if any(len(folders) > 1 for folders in systems.values()):
+        lines.append("Mean [lowest, highest] of trainings with other seeds.")
     return lines
 
 
@@ -75,9 +88,10 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("systems", nargs="+", metavar="NAME=EXPERIMENT")
+    parser.add_argument("systems", nargs="+", metavar="NAME=EXPERIMENT[,...]")
     args = parser.parse_args()
-    systems = dict(one.split("=", 1) for one in args.systems)
+    named = (one.split("=", 1) for one in args.systems)
+    systems = {name: folders.split(",") for name, folders in named}
     text = "\n".join(table(systems)) + "\n"
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_suffix(".tmp")

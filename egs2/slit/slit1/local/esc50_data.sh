@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Usage: local/esc50_data.sh --corpus DIR --fold 1 --data_dir DIR --encoder FILE --parts DIR
+# Usage: local/esc50_data.sh --corpus DIR --fold 1 --data_dir DIR [--encoder FILE --parts DIR]
 #
-# Data directories with one fold of ESC-50 held out, the mini audio encoder trained on from
-# its checkpoint with the other folds' clips and labels, and a language model with
-# tokenizers that know the labels' words. Settings are fixed in advance, not chosen by a
-# validation fold: all other folds are trained on, as in the ESC paper.
+# Data directories with one fold of ESC-50 held out. With --encoder and --parts, also the
+# mini audio encoder, trained on from its checkpoint with the other folds' clips and labels,
+# and a language model with tokenizers that know the labels' words. Settings are fixed in
+# advance, not chosen by a validation fold: all other folds are trained on, as in the ESC
+# paper.
 
 set -euo pipefail
 # shellcheck disable=SC2034  # read by parse_options.sh; before cd, which $0 is relative to
@@ -15,8 +16,8 @@ cd "$(dirname "$0")/.."
 corpus=         # ESC-50, with meta/esc50.csv and audio/
 fold=1          # fold that is held out
 data_dir=data   # where the data directories go
-encoder=        # where the trained encoder goes
-parts=          # where language_model/ and qformer_tokenizer/ go; made once for all folds
+encoder=        # where the trained encoder goes; none: it is not made
+parts=          # where language_model/ and qformer_tokenizer/ go, made once for all folds
 init=downloads/mini/audio_encoder.pt # checkpoint it goes on from, made when it is missing
 epochs=20       # of the encoder's training
 pairs=8000      # sentences that the language model is trained on
@@ -29,7 +30,7 @@ nj=2            # processes
 parse_options "$@"
 . ./path.sh
 
-if [ ! -f "${init}" ]; then
+if [ -n "${encoder}" ] && [ ! -f "${init}" ]; then
     local/mini_data.sh --nj "${nj}"
 fi
 work=${data_dir}/parts
@@ -45,6 +46,7 @@ for kind in caption instruction; do
     data subset "${work}/valid_${kind}" "${data_dir}/valid_${kind}" --count "${valid_clips}" --seed 0
 done
 data subset "${work}/esc50_test" "${data_dir}/test_fold${fold}"
+if [ -z "${encoder}" ]; then exit; fi
 OMP_NUM_THREADS=1 python3 local/mini_language_model.py --output-dir "${parts}" --pairs "${pairs}" \
     --data-dir "${work}/esc50_train" "${work}/esc50_valid"
 python3 local/train_encoder.py --data-dir "${work}/esc50_train" "${work}/esc50_valid" \

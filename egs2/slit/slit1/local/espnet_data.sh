@@ -15,11 +15,11 @@ cd "$(dirname "$0")/.."
 from=           # the other recipe's data/
 train=          # its training directory
 valid=          # its validation directory
-test=           # its test directories, by comma
+test=           # its test directories, by comma or blank
 questions_from=  # data/ of a recipe with questions on audio, beside captions or labels
 questions_train= # its training directory
 questions_valid= # its validation directory
-questions_test=  # its test directories, by comma
+questions_test=  # its test directories, by comma or blank
 task=caption    # what `text` holds: caption, question_answering or classification
 label_names=    # lines `word name`, where labels are words of a vocabulary
 multi_label=    # true: each word of `text` is a label of its own; false: a line is one
@@ -30,7 +30,15 @@ python=python3  # the Python of the project's environment
 here=$(dirname "${option_file}")/..
 . "${here}/utils/parse_options.sh"
 . "${here}/utils/stages.sh"
-parse_options "$@"
+arguments=() # the words after --test and --questions_test are one
+for word in "$@"; do
+    if [ ${#arguments[@]} -gt 1 ] && [ "${arguments[-2]##*[-_]}" = test ] && [[ ${word} != --* ]]; then
+        arguments[-1]+=,${word}
+    else
+        arguments+=("${word}")
+    fi
+done
+parse_options "${arguments[@]}"
 . ./path.sh
 
 from=$(given "${from}")

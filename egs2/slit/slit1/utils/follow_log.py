@@ -24,6 +24,7 @@ from espnet2_slit.scoring import train_log
 
 EVERY_S = 10.0  # between two lines about the same stretch of work
 COUNTING = re.compile(r"(?:INFO|WARNING): (.*\b\d[\d,]* of \d[\d,]*\b.*)")
+PLAN = re.compile(r"INFO: (plan: (\d+) epochs of (\d+) batches.*)")  # of a training
 ABOUT = re.compile(r"There are no improvements|model parameters|Number of parameters")
 
 
@@ -53,6 +54,28 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+class Remaining:
+    """How long a training will go on: by the time its steps have taken so far."""
+
+    def __init__(self, epochs, batches):
+        self.epochs, self.batches = epochs, batches
+        self.first = None  # (batches done, time) at the first step seen
+
+    def after(self, step, now):
+        """Words for the time left after a step; a first guess leaves validation out."""
+        done = (step.epoch - 1) * self.batches + step.batch
+        left = self.epochs * self.batches - done
+        self.first = self.first or (done, now)
+        if done > self.first[0]:
+            seconds = left * (now - self.first[1]) / (done - self.first[0])
+        elif "train_time" in step.values:
+            seconds = left * step.values["train_time"]
+        else:
+            return ""
+        minutes = seconds / 60
+        return f", about {minutes:.0f} min left" if minutes >= 2 else ""
+
+
 class Follower:
     """Reads what is added to log files after it was made."""
 
@@ -61,6 +84,7 @@ class Follower:
         self.begin = time.time() - 1
         self.places = {}
         self.shown = 0.0
+        self.remaining = None
 
     def show(self):
         for path in sorted(glob.glob(self.pattern)):
@@ -82,10 +106,16 @@ class Follower:
         return self.places[path]
 
     def _line(self, line):
-        found = milestone(line)
+        plan = PLAN.search(line)
+        if plan:
+            self.remaining = Remaining(int(plan[2]), int(plan[3]))
+        found = ("plan", plan[1]) if plan else milestone(line)
         if found is None:
             return
         kind, text = found
+        step = train_log.parse_line(line) if self.remaining else None
+        if isinstance(step, train_log.Step):
+            text += self.remaining.after(step, time.time())
         if kind == "step" and time.time() - self.shown < EVERY_S:
             return
         self.shown = time.time()

@@ -5,7 +5,8 @@
 #     name=default   # what it is
 #
 # Every variable there is an option, --name value, --name=value or with "-" for "_", and the
-# text after its "#" is what --help prints: each option is written once.
+# text after its "#" is what --help prints: each option is written once. Where the default is
+# a number, or true or false, nothing else is taken.
 #
 #     parse_options "$@"         sets the variables; a typo ends the script with code 2
 #     parse_known_options "$@"   the same, but leaves what it does not know in the array
@@ -39,7 +40,7 @@ parse_known_options() {
             "# Options"*) po_inside=true ;;
             "# End of options"*) break ;;
         esac
-        if "${po_inside}" && [[ ${po_line} =~ ^([a-z][a-z0-9_]*)=([a-z]*) ]]; then
+        if "${po_inside}" && [[ ${po_line} =~ ^([a-z][a-z0-9_]*)=([a-z0-9]*) ]]; then
             po_defaults[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
         fi
     done <"${po_script}"
@@ -79,6 +80,7 @@ parse_known_options() {
         case "${po_defaults[${po_name}]}:$2" in
             true:true | true:false | false:true | false:false) ;;
             true:* | false:*) usage_error "option $1 is true or false, found '$2'" ;;
+            [0-9]*:*[!0-9]* | [0-9]*:) usage_error "option $1 is a number, found '$2'" ;;
         esac
         printf -v "${po_name}" '%s' "$2"
         shift 2

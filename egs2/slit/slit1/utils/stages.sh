@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by slit.sh: messages, done-markers, locks, progress of long work.
+# Sourced by slit.sh: messages, done-markers, locks, jobs, progress of long work.
 
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
 
@@ -17,6 +17,28 @@ given() {
     fi
 }
 
+# first CHOSEN FILE ...: what the user chose, else the first file that is there.
+first() {
+    local file
+    for file in "${@:2}"; do
+        if [ -n "$1" ] || [ -f "${file}" ]; then echo "${1:-${file}}" && return; fi
+    done
+}
+
+# plain NAME: with "_" for what a shell, or a scheduler's script, would not take as it is.
+plain() { echo "${1//[^[:alnum:]\/._+=,@%:-]/_}"; }
+
+# runs_of STEM PART: experiments exp/<stem>_<part>, with commas; one for each of ${seeds}.
+runs_of() {
+    local seed found=
+    # shellcheck disable=SC2154  # set by the caller
+    for seed in ${seeds:-none}; do
+        [ "${seed}" = none ] && seed='' || seed=_seed${seed}
+        found+=,${expdir}/$1${seed}_$2
+    done
+    echo "${found#,}"
+}
+
 # state PATH ...: changes when one of them does; a folder stands for the files in it.
 state() {
     local path
@@ -31,11 +53,6 @@ state() {
     done | cksum
 }
 
-# is_done MARKER WORDS: whether this was done, to the end, with the same settings.
-is_done() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
-
-mark_done() { printf '%s\n' "$2" >"$1.tmp" && mv "$1.tmp" "$1"; }
-
 # hold FOLDER: one run at a time works there. Jobs inherit the lock, so that one that has
 # outlived its script is noticed, too.
 hold() {
@@ -47,18 +64,52 @@ hold() {
     fi
 }
 
+# begin FOLDER FILE WORDS: hold the folder, unless work with the same words was done there,
+# to the end, and has left the file.
+begin() {
+    if [ -e "$1/$2" ] && [ -f "$1/.done" ] && [ "$(cat "$1/.done")" = "$3" ]; then
+        log "Skipped: $1 is up to date"
+        return 1
+    fi
+    hold "$1"
+}
+
+mark_done() { printf '%s\n' "$2" >"$1/.done.tmp" && mv "$1/.done.tmp" "$1/.done"; }
+
+# write_job FILE WORD ...: a script that runs the words here, and what is added to them. Job
+# runners, schedulers and shells on the way get `bash FILE`, which each reads alike, however
+# the words are spelt. Variables travel in it: schedulers pass on few or none.
+write_job() {
+    local file=$1 name
+    shift
+    mkdir -p "$(dirname "${file}")"
+    {
+        printf '#!/usr/bin/env bash\ncd %q || exit\n' "${PWD}"
+        # shellcheck disable=SC2154  # set by path.sh
+        for name in ${job_variables}; do
+            if [ -n "${!name+set}" ]; then printf 'export %s=%q\n' "${name}" "${!name}"; fi
+        done
+        printf 'exec'
+        printf ' %q' "$@"
+        printf ' "$@"\n'
+    } >"${file}.tmp"
+    chmod +x "${file}.tmp"
+    mv "${file}.tmp" "${file}"
+}
+
 # follow LOG COMMAND ...: run it, showing milestones of the log.
 follow() { python3 "$(dirname "${BASH_SOURCE[0]}")/follow_log.py" "$@"; }
 
-# for_ssh WORD ...: the words, each ended by a zero byte, as ESPnet's launcher needs them
-# beside --host: it joins them, and the other machine's shell reads them twice, as a
-# here-document and as a command.
-for_ssh() {
-    local word
-    for word in "$@"; do
-        word=$(printf '%q' "${word}")
-        word=${word//\\/\\\\}
-        word=${word//\$/\\\$}
-        printf '%s\0' "${word//\`/\\\`}"
-    done
+# run_jobs RUNNER JOBS LOGS PROGRAM WORD ...: slit_PROGRAM as an array of jobs, and once
+# more to join what they wrote.
+run_jobs() {
+    local runner=$1 jobs=$2 logs=$3
+    # shellcheck disable=SC2154  # set by slit.sh
+    write_job "${logs}.sh" "${python}" -m "espnet2_slit.bin.slit_$4" "${@:5}" --num_jobs "${jobs}"
+    # shellcheck disable=SC2086,SC2154  # the runner may have options
+    follow "${logs}.*.log" ${runner} --gpu "${gpu}" --num_threads "${OMP_NUM_THREADS}" \
+        "JOB=1:${jobs}" "${logs}.JOB.log" bash "${logs}.sh" --ngpu "${gpu}" --job JOB
+    # shellcheck disable=SC2086
+    [ "${jobs}" -eq 1 ] || follow "${logs}.merge.log" ${runner} "${logs}.merge.log" \
+        bash "${logs}.sh" --merge true
 }
