@@ -49,6 +49,11 @@ def workplace(tmp_path_factory, tiny_parts):
     for i, name in enumerate(("a.wav", "b.wav", "sounds/c.wav", "sounds/d.wav")):
         audio = 0.3 * np.sin(np.arange(9000 + 1000 * i) * 0.04 * (i + 1))
         soundfile.write(folder / name, audio.astype(np.float32), 16000)
+    mini = folder / "downloads" / "mini" / "audio" / "mini_test"
+    mini.mkdir(parents=True)
+    for i in range(9):  # what README's own command makes
+        audio = 0.3 * np.sin(np.arange(9000 + 900 * i) * 0.03 * (i + 1))
+        soundfile.write(mini / f"mini_test_0000{i}.flac", audio, 16000)
     return folder
 
 
