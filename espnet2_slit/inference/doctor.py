@@ -66,7 +66,14 @@ class Check:
 def examine() -> list[Check]:
     """Look at everything; what cannot be imported is a finding, not an error."""
     checks = [_python(), *(_needed(*row) for row in NEEDED)]
-    checks += [_machine(), _gpu(), _precision(), _java(), *_caption_metrics()]
+    checks += [
+        _machine(),
+        _gpu(),
+        _precision(),
+        _ffmpeg(),
+        _java(),
+        *_caption_metrics(),
+    ]
     checks += [_extra(*row) for row in EXTRAS]
     return checks
 
@@ -149,6 +156,20 @@ def _precision() -> Check:
     device = default_device()
     chosen = choose_precision("auto", device)
     return Check("precision", OK, f"auto is {chosen}: {describe(device)}")
+
+
+def _ffmpeg() -> Check:
+    from espnet2_slit.data import other_decoders
+
+    found = other_decoders.available()
+    if found is None:
+        return Check(
+            "ffmpeg",
+            OPTIONAL,
+            "not found: m4a, mp4, webm and their like are named, not read",
+            "apt install ffmpeg, or: python -m pip install av",
+        )
+    return Check("ffmpeg", OK, f"{found} reads m4a, mp4, webm and their like")
 
 
 def _java() -> Check:

@@ -456,3 +456,31 @@ def test_a_wrong_place_in_an_ark_is_counted(place, tmp_path):
     ark.write_bytes(b"odd " + PIPED["pcm16.wav"])
     report, found = prepare_one(tmp_path, place.format(ark=ark))
     assert set(found) == {"good"} and sum(report.dropped.values()) == 1
+
+
+def test_corpora_count_what_needs_another_decoder_and_believe_no_header(
+    tmp_path, monkeypatch, caplog
+):
+    from espnet2_slit.data.corpora import audio_index
+
+    stream = tmp_path / "stream.flac"
+    stream.write_bytes(PIPED["stream.flac"])
+    assert audio_index.probe(str(stream)) == (len(X) / RATE, RATE, 1)
+    assert "1 Hz" in audio_index.probe(
+        str(_written(tmp_path / "rate.wav", odd_audio.wav(odd_audio.PCM, rate=1)))
+    )
+    _written(tmp_path / "talk.m4a", FOREIGN["talk.m4a"])
+    monkeypatch.setattr(other_decoders, "available", lambda: None)
+    with caplog.at_level("WARNING"):
+        index = audio_index.AudioIndex([tmp_path])
+    assert index.videos == 1 and index.find(["talk"]) is None
+    assert "1 files (mp4, m4a, webm ...) are passed over" in caplog.text
+    monkeypatch.setattr(other_decoders, "available", lambda: "ffmpeg")
+    assert audio_index.AudioIndex([tmp_path]).find(["talk"]) == str(
+        tmp_path / "talk.m4a"
+    )
+
+
+def _written(path, content):
+    path.write_bytes(content)
+    return path

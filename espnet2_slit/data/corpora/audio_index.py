@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import unicodedata
@@ -14,6 +15,8 @@ from espnet2_slit.data import audio, containers, other_decoders
 
 AUDIO_SUFFIXES = containers.SNDFILE_SUFFIXES  # the earlier, the better
 VIDEO_SUFFIXES = containers.OTHER_SUFFIXES  # read where ffmpeg's libraries are
+
+logger = logging.getLogger(__name__)
 
 
 def strip_suffix(name: str) -> str:
@@ -54,6 +57,12 @@ class AudioIndex:
         self.size = 0
         for folder in self.folders:
             self._walk(folder)
+        if self.videos:
+            logger.warning(
+                "%s: %d files (mp4, m4a, webm ...) are passed over, as neither ffmpeg"
+                " nor PyAV is installed. %s",
+                ", ".join(map(str, self.folders)), self.videos, other_decoders.REMEDY,
+            )  # fmt: skip
 
     def _walk(self, folder: Path) -> None:
         seen = set()
