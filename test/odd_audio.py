@@ -361,6 +361,11 @@ def wrong_files() -> list[Odd]:
         "ogg_head": ogg[:20],
         "flac_head": flac[:30],
         "sphere_head": b"NIST_1A\n   1024\n",
+        "wav_head": wav(PCM)[:32],
+        "aiff_head": encode(X, format="AIFF")[:30],
+        "w64_head": encode(X, format="W64")[:50],
+        "au_head": encode(X, format="AU")[:20],
+        "caf_head": encode(X, format="CAF")[:30],
     }
     cases += [
         Odd(f"{name}.wav", content, None, "", "unreadable audio")

@@ -53,6 +53,15 @@ class _Memory(mmap.mmap):
         super().seek(min(max(origin + position, 0), len(self)))
 
 
+class _Bytes(io.BytesIO):
+    """Bytes that may be sought before their beginning: damaged headers lead there."""
+
+    def seek(self, position, whence=os.SEEK_SET):
+        """Go to a place, the beginning for all before it."""
+        origin = (0, self.tell(), self.getbuffer().nbytes)[whence]
+        return super().seek(max(origin + position, 0))
+
+
 class Source:
     """A file, or bytes that a command gave; open while its block is.
 
@@ -99,7 +108,7 @@ class Source:
             data.seek(0)
             yield data
         else:
-            yield io.BytesIO(data)
+            yield _Bytes(data)
 
 
 def _check_file(path):
@@ -280,7 +289,7 @@ def _parts(source: Source, layout: containers.Layout):
     def part(start, end, exact, frames):
         piece = bytes(data[start:end])
         if exact:
-            with _open(io.BytesIO(piece), path, piece[:64]) as file:
+            with _open(_Bytes(piece), path, piece[:64]) as file:
                 yield Part(path, file, file.frames)
         else:
             with _to_the_end(piece, path) as file:

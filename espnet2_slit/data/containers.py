@@ -149,6 +149,13 @@ def inspect(data) -> Layout:
     """
     found = kind_of(data[:HEAD_BYTES])
     kind = found[0] if found else ""
+    try:
+        return _inspect(data, kind)
+    except struct.error:  # ends within its header: the decoder says so
+        return Layout(kind)
+
+
+def _inspect(data, kind: str) -> Layout:
     if kind in ("WAV", "AIFF", "SVX", "W64", "AU", "CAF"):
         return _of_chunks(data, kind)
     if kind == "NIST":
