@@ -78,7 +78,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["espnet2_slit", "espnet2_slit.*"]),
-    package_data={"espnet2_slit": ["py.typed"]},
+    package_data={"espnet2_slit": ["py.typed", "common/wordings/*.yaml"]},
     install_requires=install_requires,
     extras_require=extras_require,
     entry_points={

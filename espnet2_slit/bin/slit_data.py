@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -64,6 +65,12 @@ def get_parser() -> argparse.ArgumentParser:
         "target", type=Path, help="folder of the directories, e.g. data"
     )
     command.add_argument("--corpus", default="", help="name shown beside scores")
+    command.add_argument(
+        "--language",
+        default="en",
+        help="of texts and questions: wording of instructions, and which scores there"
+        " are; espnet2_slit/common/wordings has those that are known",
+    )
     command.add_argument("--valid-fraction", type=float, default=0.05)
     command.add_argument("--test-fraction", type=float, default=0.1)
     command.add_argument("--seed", type=int, default=0, help="of the drawn splits")
@@ -177,10 +184,11 @@ def _from_manifest(args) -> int:
     report = manifest.from_manifest(
         args.manifest,
         args.target,
-        templates.instruction,
+        functools.partial(templates.instruction, language=args.language),
         args.corpus,
         (args.valid_fraction, args.test_fraction),
         args.seed,
+        args.language,
     )
     report.write(args.target / "manifest_report.json")
     return _show(report)

@@ -79,6 +79,7 @@ def from_manifest(
     corpus: str = "",
     fractions: tuple[float, float] = (0.05, 0.1),
     seed: int = 0,
+    language: str = "en",
 ) -> Report:
     """Make data directories of a manifest.
 
@@ -93,6 +94,7 @@ def from_manifest(
         corpus: name for set.json; default: the manifest's name.
         fractions: of valid and test clips, where no split is named.
         seed: of that draw.
+        language: of texts and questions, for set.json and the wording of choices.
 
     Returns:
         Report; its notes count the samples of each set.
@@ -108,7 +110,7 @@ def from_manifest(
         )
     folder = path.resolve().parent
     report = Report(str(path))
-    with _Sets(target, instruct) as sets:
+    with _Sets(target, instruct, language) as sets:
         split_of: dict[str, str] = {}
         is_drawn = False
         for line, row in read_rows(path):
@@ -147,8 +149,10 @@ class _Sets:
     As a context manager: all of them are there at the end, or none is.
     """
 
-    def __init__(self, target: Path, instruct: Callable[[str, str], str]):
-        self.target, self.instruct = target, instruct
+    def __init__(
+        self, target: Path, instruct: Callable[[str, str], str], language: str
+    ):
+        self.target, self.instruct, self.language = target, instruct, language
         self._sets: dict[str, SetWriter] = {}
         self._count: Counter[str] = Counter()  # rows a clip
         self._references: dict[str, dict[str, None]] = {}
@@ -201,7 +205,10 @@ class _Sets:
                 continue  # one line per clip; its other captions are references
             question, choices = row.question, row.choices
             if choices and split != "test":  # decoding shows them itself, in any order
-                question, choices = choice_question(question, choices), []
+                question, choices = (
+                    choice_question(question, choices, self.language),
+                    [],
+                )
             instruction = question if task != "question_answering" else ""
             if not instruction and (question or name.endswith("_instruction")):
                 instruction = self.instruct(task, question)
@@ -241,6 +248,7 @@ class _Sets:
                 split=split,
                 tasks=tasks,
                 made_by="manifest",
+                **({} if self.language == "en" else {"language": self.language}),
             )
 
     def put_in_place(self) -> dict[str, Any]:

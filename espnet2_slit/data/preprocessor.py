@@ -148,6 +148,7 @@ class SLITPreprocessor(AbsPreprocessor):
         qformer_instruction: give the instruction to the Q-Former too.
         default_task: task whose wording is used for samples without `instruction`.
         default_instruction: one wording for them instead.
+        language: of that task's wordings, e.g. en or de.
         feature_width: expected width of cached features, 0 for any.
         augment: keywords of `augment.Augmentation` (roll, mix), for training data whose
             waveforms are read; None for no augmentation.
@@ -167,6 +168,7 @@ class SLITPreprocessor(AbsPreprocessor):
         qformer_instruction: bool = True,
         default_task: str = "caption",
         default_instruction: str = "",
+        language: str = "en",
         feature_width: int = 0,
         augment: Union[Dict[str, Any], None] = None,
     ):
@@ -180,6 +182,7 @@ class SLITPreprocessor(AbsPreprocessor):
                 raise ValueError(f"{name}: expected at least 3, found {length}.")
         if default_task not in templates.TEMPLATES:
             templates.instruction(default_task)  # raises, naming the choices
+        self.language = language
         if prompt and model != "generative":
             raise ValueError(
                 f"preprocessor_conf.prompt: expected none for the {model} model, found "
@@ -352,7 +355,9 @@ class SLITPreprocessor(AbsPreprocessor):
         if self.default_instruction:
             return self.default_instruction
         variant = stable_id(f"{_epoch_seed()} {uid}") if self.train else 0
-        return templates.instruction(self.default_task, variant=variant)
+        return templates.instruction(
+            self.default_task, variant=variant, language=self.language
+        )
 
     def _cut(self, uid, what, ids, limit, left=False) -> List[int]:
         """Cut to `limit` tokens, keeping [CLS] in front and [SEP] at the end."""

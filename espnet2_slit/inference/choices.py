@@ -34,12 +34,12 @@ class Asked:
     question: str
     options: list[str]
 
-    def request(self, order: int) -> Request:
+    def request(self, order: int, language: str) -> Request:
         """The question with its options, those from number `order` on first."""
         if not self.options:
             return self.clip, self.question
         shown = rotated(self.options, order)
-        return self.clip, templates.choice_question(self.question, shown)
+        return self.clip, templates.choice_question(self.question, shown, language)
 
 
 def worded(engine: Engine, asked: Sequence[Asked], order: int = 0) -> list[Request]:
@@ -50,7 +50,8 @@ def worded(engine: Engine, asked: Sequence[Asked], order: int = 0) -> list[Reque
         asked: N questions.
         order: number of the option that is shown first.
     """
-    requests = (one.request(order) for one in asked)
+    language = engine.defaults["question_answering"].language
+    requests = (one.request(order, language) for one in asked)
     return [(i, engine.wording("question_answering", text)) for i, text in requests]
 
 

@@ -7,6 +7,7 @@ config.yaml under `inference_conf`, which this module reads:
     inference_conf:
         caption: {instruction: a short description, options: {max_new_tokens: 79}}
         question_answering: {instruction: "Question: {question} Answer:"}
+        language: de
         classification: {label: "an audio of {}", normalize: sum}
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from espnet2_slit.common import templates
 
-TASKS = tuple(templates.TEMPLATES)
+TASKS = templates.TASKS
 # What a plain question has not, and its longest length, as LAVIS prepares questions.
 _MARKS, _WORDS = re.compile(r"[.!\"()*#:;~]"), 50
 
@@ -41,6 +42,7 @@ class TaskDefaults:
         label: text that stands for a label where the language model ranks labels.
         normalize: "mean" or "sum" over a label's tokens.
         end: the end of the text counts as a token of it, for labels.
+        language: of the wordings of `templates`.
     """
 
     instruction: str = ""
@@ -49,12 +51,15 @@ class TaskDefaults:
     label: str = "{}"
     normalize: str = "mean"
     end: bool = True
+    language: str = "en"
 
     def __post_init__(self):
         if self.normalize not in ("mean", "sum"):
             raise DefaultsError(
                 f"normalize: expected 'mean' or 'sum', found {self.normalize!r}"
             )
+        if self.language not in templates.languages():
+            templates.wordings(self.language)  # raises, naming the languages
         if "{}" not in self.label:
             raise DefaultsError(
                 f"label: expected '{{}}' for the label, found {self.label!r}"
@@ -74,7 +79,8 @@ def read_defaults(inference_conf: dict | None) -> dict[str, TaskDefaults]:
     """Defaults of every task.
 
     Args:
-        inference_conf: {task: fields of `TaskDefaults`}, from a config.yaml.
+        inference_conf: {task: fields of `TaskDefaults`}, from a config.yaml; `language`
+            is that of all tasks.
 
     Returns:
         One for each of `TASKS`.
@@ -83,13 +89,16 @@ def read_defaults(inference_conf: dict | None) -> dict[str, TaskDefaults]:
         DefaultsError: an unknown task or field, or a value that cannot be.
     """
     conf = dict(inference_conf or {})
+    language = conf.pop("language", "en")
     found = {}
     for task in TASKS:
         try:
-            found[task] = TaskDefaults(**(conf.pop(task, None) or {}))
+            found[task] = TaskDefaults(
+                **{"language": language, **(conf.pop(task, None) or {})}
+            )
             if found[task].instruction:
                 wording(found[task], task, "?" * (task == "question_answering"))
-        except (DefaultsError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             known = ", ".join(TaskDefaults.__dataclass_fields__)
             raise DefaultsError(
                 f"inference_conf.{task}: {error}. Known: {known}."
@@ -118,7 +127,7 @@ def wording(defaults: TaskDefaults, task: str, question: str = "") -> str:
     if defaults.plain_question:
         question = " ".join(_MARKS.sub("", question.lower()).split()[:_WORDS])
     if not defaults.instruction:
-        return templates.instruction(task, question)
+        return templates.instruction(task, question, language=defaults.language)
     if ("{question}" in defaults.instruction) != (task == "question_answering"):
         raise DefaultsError(
             "instruction: '{question}' stands in the wording of question_answering and "

@@ -36,10 +36,11 @@ def score(task: TaskOfSet) -> None:
     path = task.file("text")
     found, references = read_map(path), read_references(task.data_dir)
     check_ids(references, found, task.data_dir, path)
+    language = task.protocol.get("language") or "en"
     ids = sorted(references)
     hypotheses = [found[i] for i in ids]
     wanted = [references[i] for i in ids]
-    result = score_captions(hypotheses, wanted, task.options)
+    result = score_captions(hypotheses, wanted, task.options, language)
     counts = Counter(len(r) for r in wanted)
     protocol = {
         "tokenizer": result.tokenizer,
@@ -53,13 +54,16 @@ def score(task: TaskOfSet) -> None:
     }
     if protocol["distinct_captions"] == 1:
         protocol["first_caption"] = hypotheses[0]
-    chance = caption_chance(wanted, task.table.seed, task.options)
+    chance = caption_chance(wanted, task.table.seed, task.options, language)
     task.add((), result.scores, protocol, len(ids), ids, chance)
     task.keep(_examples(ids, hypotheses, wanted, result.scores))
 
 
 def caption_chance(
-    references: list[list[str]], seed: int, options: CaptionOptions
+    references: list[list[str]],
+    seed: int,
+    options: CaptionOptions,
+    language: str = "en",
 ) -> dict[str, float]:
     """Scores of a system that captions each clip with a reference of another one.
 
@@ -67,6 +71,7 @@ def caption_chance(
         references: N lists of captions.
         seed: of the choice.
         options: SPICE and FENSE are left out.
+        language: of the captions.
 
     Returns:
         metric -> value; {} with fewer than two clips.
@@ -81,7 +86,7 @@ def caption_chance(
     chosen = [
         references[d][generator.integers(len(references[d]))] for d in donor.tolist()
     ]
-    result = score_captions(chosen, references, options.quick())
+    result = score_captions(chosen, references, options.quick(), language)
     return {
         metric: score.value
         for metric, score in result.scores.items()

@@ -139,6 +139,7 @@ def base_protocol(data_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "variant": facts.get("variant", ""),
         "zero_shot": bool(facts.get("zero_shot", False)),
         "notes": facts.get("notes", ""),
+        "language": facts.get("language", ""),
     }
 
 

@@ -1,5 +1,6 @@
 """Tables of one's own: every row goes to the right directory or is named."""
 
+import functools
 import json
 
 import pytest
@@ -59,6 +60,27 @@ def test_captions_become_samples_of_clips_and_references(tmp_path):
     assert facts["tasks"] == ["caption", "retrieval"] and facts["split"] == "test"
     instruction = set(read(tmp_path, "train_instruction", "instruction").values())
     assert instruction == {templates.instruction("caption")}
+
+
+def test_a_table_in_german_is_asked_in_german(tmp_path):
+    rows = [caption(f"{s}.wav", "ein Hund bellt", s) for s in ("train", "valid")]
+    rows += [
+        caption(
+            "t.wav", "nein", "train", instruction="Regnet es?", choices=["ja", "nein"]
+        )
+    ]
+    rows += [caption("e.wav", "ein Hund bellt", "test")]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    german = functools.partial(templates.instruction, language="de")
+    from_manifest(path, tmp_path / "data", german, language="de")
+    asked = set(read(tmp_path, "train_instruction", "instruction").values())
+    assert asked == {
+        "Beschreibe die Aufnahme.",
+        "Regnet es? Wähle eines: (A) ja. (B) nein.",
+    }
+    facts = kaldi_dir.read_set(tmp_path / "data" / "test_caption")
+    assert facts["language"] == "de"
 
 
 def test_questions_and_labels_get_their_own_test_sets(tmp_path):

@@ -137,3 +137,15 @@ def test_a_plain_question_has_no_marks_and_fifty_words():
     assert text.startswith("Q: what, exactly is 1 word") and text.endswith("word A:")
     assert len(text.split()) == 52
     assert json.dumps(OWN)  # plain values, as a config.yaml has them
+
+
+def test_a_language_is_that_of_all_tasks():
+    german = read_defaults({"language": "de", "caption": {"language": "en"}})
+    asked = wording(german["question_answering"], "question_answering", "Was bellt?")
+    assert asked == "Was bellt?"
+    assert (
+        wording(german["classification"], "classification") == "Welcher Klang ist das?"
+    )
+    assert wording(german["caption"], "caption") == "Describe the audio."
+    with pytest.raises(DefaultsError, match="expected one of de, en, found 'xx'"):
+        read_defaults({"language": "xx"})

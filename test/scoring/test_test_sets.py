@@ -330,6 +330,20 @@ def test_data_without_references_uses_text(case, tmp_path):
     assert row.protocol["references_per_clip"] == "1"
 
 
+def test_captions_in_another_language_have_no_english_scores(case, tmp_path):
+    data = tmp_path / "test_caption"
+    shutil.copytree(case[0] / "test_caption", data)
+    facts = json.loads((data / "set.json").read_text()) | {"language": "de"}
+    (data / "set.json").write_text(json.dumps(facts))
+    table = ScoreTable("ours", resamples=10)
+    score_set(table, data, case[1] / "test_caption", CaptionOptions())
+    for metric in ("meteor", "spice", "spider", "fense"):
+        row = table.row(f"test_caption/caption/{metric}")
+        assert row.note == "not computed: needs English captions (these are in 'de')"
+    row = table.row("test_caption/caption/cider_d")
+    assert row.value > 0 and row.protocol["language"] == "de"
+
+
 # ---------------------------------------------------------------- folds and comparisons
 
 

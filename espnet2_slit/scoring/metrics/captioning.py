@@ -29,6 +29,8 @@ MAX_ORDER = 4
 CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 SPIDER_FL_PENALTY = 0.9
+# Scores by models and word lists of English, beside METEOR.
+ENGLISH_ONLY = ("spice", "spider", "spider_fl", "fense", "fluency_error_rate")
 Tokens = Sequence[str]
 MAX_NUMBER = np.iinfo(np.int64).max
 
@@ -336,6 +338,7 @@ def score_captions(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
     options: CaptionOptions | None = None,
+    language: str = "en",
 ) -> CaptionScores:
     """Every caption metric of one set.
 
@@ -344,6 +347,7 @@ def score_captions(
         references: N lists of captions.
         options: CaptionOptions; keep one object for several sets, so that METEOR's
             process and FENSE's models start once, and `close()` it at the end.
+        language: of the captions; METEOR, SPICE and FENSE know English alone.
 
     Returns:
         CaptionScores: bleu_1..4, rouge_l, meteor, cider_d, spice, spider, spider_fl,
@@ -355,6 +359,7 @@ def score_captions(
     """
     options = options or CaptionOptions()
     _check(hypotheses, references)
+    english = language == "en"
     flat = [r for refs in references for r in refs]
     tokens, tokenizer = tokenize(
         list(hypotheses) + flat, options.tokenizer, options.java
@@ -379,7 +384,10 @@ def score_captions(
     scores["rouge_l"] = mean_items(rouge_l(hyp_tokens, ref_tokens))
     hyp_text = [" ".join(t) for t in hyp_tokens]
     ref_text = [[" ".join(t) for t in refs] for refs in ref_tokens]
-    scores["meteor"] = _meteor(hyp_text, ref_text, options)
+    needs_english = NotComputed(f"English captions (these are in {language!r})")
+    scores["meteor"] = (
+        _meteor(hyp_text, ref_text, options) if english else needs_english
+    )
     scores["cider_d"] = (
         mean_items(grams["cider_d"])
         if clips > 1
@@ -387,11 +395,14 @@ def score_captions(
     )
     spice = (
         spice_scores(hyp_text, ref_text, options.spice_jar, options.java)
-        if options.spice
+        if options.spice and english
         else NotComputed("SPICE switched on (remove --skip_spice true)")
     )
-    scores |= _spice_family(spice, scores["cider_d"], grams["cider_d"])
-    scores |= _fense_family(hypotheses, references, scores["spider"], options)
+    if english:
+        scores |= _spice_family(spice, scores["cider_d"], grams["cider_d"])
+        scores |= _fense_family(hypotheses, references, scores["spider"], options)
+    else:
+        scores |= dict.fromkeys(ENGLISH_ONLY, needs_english)
     scores["vocabulary_size"] = len({word for t in hyp_tokens for word in t})
     return CaptionScores(scores, tokenizer, empty)
 
