@@ -15,6 +15,8 @@ from typing import Any
 
 from espnet2_slit.inference.one_by_one import each
 
+MAX_PAUSES = 20
+
 # Items of one kind -> their results, in order.
 Work = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -29,7 +31,7 @@ class Batcher:
     Args:
         batch_size: items that are computed together at most.
         capacity: items that may wait.
-        patience_s: how long the first of a batch waits for others.
+        patience_s: how long a batch waits for a next item, MAX_PAUSES times at most.
     """
 
     def __init__(self, batch_size: int, capacity: int, patience_s: float = 0.01):
@@ -80,12 +82,20 @@ class Batcher:
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                ending = self._closed
-            if not ending:
-                time.sleep(self.patience_s)
+            self._pause()
             work, batch = self._take()
             if batch:
                 self._compute(work, batch)
+
+    def _pause(self) -> None:
+        """Let items gather that come at about the same time."""
+        for _ in range(MAX_PAUSES):
+            before = len(self._waiting)
+            if self._closed or before >= self.batch_size:
+                return
+            time.sleep(self.patience_s)
+            if len(self._waiting) == before:
+                return
 
     def _take(self) -> tuple[Work, list[tuple[Any, Future]]]:
         """The oldest item and those of its kind, as many as a batch holds."""

@@ -1,116 +1,47 @@
 """A page to try a system in the browser: caption, ask, classify, search, and look.
 
-Owns the page and the picture of the attention; all results come from `inference`. It
-needs gradio (extra: demo). The page is served by this machine to this machine unless
-another host is asked for, sends no statistics, and gives out audio of the searched
-folder only.
+Owns the page; all results come from `slit`, pictures from `pictures`. It needs gradio
+(extra: demo). The page is served by this machine to this machine unless another host is
+asked for, sends no statistics, and gives out audio of the searched folder only.
 """
 
 from __future__ import annotations
 
+import csv
 import os
+import tempfile
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from espnet2_slit.data.audio import AudioError, read_audio
-from espnet2_slit.inference.attention import attention
+from espnet2_slit.data.audio import AudioError
+from espnet2_slit.inference.one_by_one import each, fault_of
+from espnet2_slit.inference.pictures import attention_figure, moments_figure
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.slit import SLIT
 
-MEL_BINS, MEL_RATE = 128, 100  # of the spectrogram: bins, columns per second
 MAX_UPLOAD = "200mb"
 NO_AUDIO = "Upload or record audio first."
+EXAMPLE_RATE = 16000
 
 
-def log_mel(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(MEL_BINS, columns) log-mel spectrogram of (S,) audio, for looking at.
+def example_clip() -> np.ndarray:
+    """Two whistles over a soft hiss, then a hum that rises: (S,) float32, 5 s.
 
-    Args:
-        audio: (S,) float32.
-        sample_rate: Hz.
+    What the page opens with, so that its first view needs no file of the visitor.
     """
-    import torch
-    import torchaudio
-
-    hop = sample_rate // MEL_RATE
-    size = 4 * hop
-    samples = torch.from_numpy(np.pad(audio, (0, max(0, size - len(audio)))))
-    spectrum = torch.stft(
-        samples, size, hop, window=torch.hann_window(size), return_complex=True
-    ).abs()  # (bins, columns)
-    banks = torchaudio.functional.melscale_fbanks(
-        size // 2 + 1, 20.0, sample_rate / 2, MEL_BINS, sample_rate, mel_scale="htk"
-    )
-    return (banks.T @ spectrum.square() + 1e-8).log10().numpy()
-
-
-def attention_map(weights: np.ndarray, bands: int) -> np.ndarray:
-    """Attention over the frames as a picture of time and, where there are, bands.
-
-    Args:
-        weights: (T,), bands of one moment side by side, low ones first.
-        bands: frames that an encoder gives for one moment.
-
-    Returns:
-        (bands, T // bands), greatest value 1.
-    """
-    moments = len(weights) // bands
-    picture = weights[: moments * bands].reshape(moments, bands).T
-    return picture / max(float(picture.max()), 1e-12)
-
-
-def encoder_bands(slit: SLIT) -> int:
-    """Frequency bands that the encoder has a frame for; 1 where it has none."""
-    identity = slit.encoder_identity
-    banded = identity["kind"] == "beats" or "spectrogram" in str(
-        identity.get("model_type", "")
-    )
-    return slit.encoder.grid.frames_per_step if banded else 1
-
-
-def attention_figure(slit: SLIT, path: str, instruction: str | None = None):
-    """Spectrogram with the queries' attention over it, and each query's own row.
-
-    Args:
-        slit: system.
-        path: audio file.
-        instruction: None for the representation part, else what the generator reads.
-
-    Returns:
-        matplotlib Figure.
-    """
-    from matplotlib.figure import Figure
-
-    audio = read_audio(path, slit.sample_rate)
-    weights = attention(slit, slit.clips([path]), instruction)[0].mean(axis=0)  # (Q,T)
-    bands = encoder_bands(slit)
-    duration_s = len(audio) / slit.sample_rate
-    covered_s = weights.shape[1] / slit.encoder_identity["frames_per_second"]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    extent = (0, duration_s, 0, MEL_BINS)
-    style = {"origin": "lower", "aspect": "auto"}
-    spectrogram = log_mel(audio, slit.sample_rate)
-    top.imshow(spectrogram, extent=extent, cmap="gray", **style)
-    picture = attention_map(weights.mean(axis=0), bands)
-    top.imshow(
-        np.ma.masked_less(picture, 0.02),
-        extent=(0, covered_s, 0, MEL_BINS),
-        cmap="autumn",
-        alpha=0.75 * picture,
-        **style,
-    )
-    top.set_ylabel("mel bin")
-    top.set_title("attention of all queries over the spectrogram")
-    rows = np.stack([attention_map(row, bands).max(axis=0) for row in weights])
-    rows_extent = (0, covered_s, -0.5, len(rows) - 0.5)
-    bottom.imshow(rows, extent=rows_extent, cmap="magma", **style)
-    bottom.set_ylabel("query")
-    bottom.set_xlabel("seconds")
-    top.set_xlim(0, duration_s)
-    return figure
+    time_s = np.arange(5 * EXAMPLE_RATE) / EXAMPLE_RATE
+    audio = 0.01 * np.random.default_rng(0).standard_normal(len(time_s))
+    for start_s in (0.3, 1.2):
+        inside = np.clip((time_s - start_s) / 0.6, 0, 1)
+        audio += 0.4 * np.sin(np.pi * inside) * np.sin(2 * np.pi * 2200 * time_s)
+    rise = np.clip((time_s - 2.4) / 2.4, 0, 1)
+    hum = np.sin(2 * np.pi * (90 + 60 * rise) * time_s)
+    audio += 0.3 * np.sin(np.pi * rise) * (hum + 0.5 * np.sign(hum))
+    return audio.astype(np.float32)
 
 
 class Page:
@@ -125,16 +56,21 @@ class Page:
     """
 
     def __init__(self, slit: SLIT, folder: str | os.PathLike | None = None):
-        self.slit, self.index = slit, None
-        # Attention is read by hooks on the one model: requests go one by one.
+        self.slit = slit
+        self.index: Any = None
+        self.folder = tempfile.TemporaryDirectory(prefix="slit_demo_")
+        self.example = str(Path(self.folder.name) / "example.wav")
         self.lock = threading.Lock()
+        import soundfile
+
+        soundfile.write(self.example, example_clip(), EXAMPLE_RATE)
         if folder:
             from espnet2_slit.inference.search_index import DEFAULT_NAME, SearchIndex
 
             self.index = SearchIndex(Path(folder).expanduser() / DEFAULT_NAME)
             self.index.update(slit, folder)
 
-    def _run(self, work, *values):
+    def _run(self, work: Callable, *values: Any) -> Any:
         try:
             with self.lock:
                 return work(*values)
@@ -143,27 +79,30 @@ class Page:
 
             raise gradio.Error(str(error)) from error
 
-    def caption(self, path):
+    def caption(self, path: str | None) -> str:
         """Path -> caption."""
         if not path:
             return NO_AUDIO
         return self._run(self.slit.caption, path)
 
-    def ask(self, path, question):
-        """Path and question -> answer."""
+    def ask(self, path: str | None, question: str, answers: str = "") -> str:
+        """Path, question and answers to choose from (or none) -> answer."""
         if not path:
             return NO_AUDIO
         if not question.strip():
             return "Write a question first."
-        return self._run(self.slit.answer, path, question.strip())
+        candidates = _words(answers) or None
+        return self._run(
+            lambda: self.slit.answer(path, question.strip(), candidates=candidates)
+        )
 
-    def classify(self, path, labels, route):
+    def classify(self, path: str | None, labels: str, route: str) -> dict[str, float]:
         """Path and labels, separated by commas -> {label: share}, for gradio's Label.
 
         Shares are the softmax of the scores, and say which label is ahead, not how
         probable it is.
         """
-        words = list(dict.fromkeys(w.strip() for w in labels.split(",") if w.strip()))
+        words = _words(labels)
         if not path or not words:
             return {NO_AUDIO if not path else "Write labels first.": 0.0}
         scores = self._run(
@@ -176,17 +115,62 @@ class Page:
         return dict(zip(scores, (shares / shares.sum()).tolist(), strict=True))
 
     @property
-    def temperature(self):
+    def temperature(self) -> float:
         """Of the contrastive similarities, learned."""
-        return float(self.slit.representation.model.temperature)
+        return float(self.slit.require("representation").model.temperature)
 
-    def look(self, path):
+    def look(self, path: str | None) -> Any:
         """Path -> figure, None without audio."""
         if not path:
             return None
         return self._run(attention_figure, self.slit, path)
 
-    def search(self, text):
+    def moments(self, path: str | None, text: str) -> tuple[list, Any]:
+        """Path and text -> (rows of start, end and score, figure)."""
+        if not path or not text.strip():
+            return [], None
+
+        def work() -> tuple[list, Any]:
+            hits = self.slit.moments(text.strip(), path, top_k=5)
+            rows = [
+                [round(hit.start_s, 2), round(hit.end_s, 2), round(hit.score, 4)]
+                for hit in hits
+            ]
+            return rows, moments_figure(self.slit, path, hits)
+
+        return self._run(work)
+
+    def table(
+        self, paths: Sequence[str] | None, question: str = ""
+    ) -> tuple[list, str | None]:
+        """Paths and a question (or none) -> (rows of file and text, a CSV of them).
+
+        A file that cannot be used has its fault for a text; the others are served.
+        """
+        if not paths:
+            return [], None
+        question = question.strip()
+
+        def work(some: Sequence[str]) -> list[str]:
+            if question:
+                return self.slit.answer(list(some), question)
+            return self.slit.caption(list(some))
+
+        rows = []
+        for path, found in self._run(lambda: list(each(list(paths), work))):
+            name = os.path.basename(path)
+            fault = isinstance(found, Exception)
+            text = fault_of(name, found).replace(path, name) if fault else found
+            rows.append([name, text])
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.folder.name, suffix=".csv", delete=False, newline=""
+        ) as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "answer" if question else "caption"])
+            writer.writerows(rows)
+        return rows, stream.name
+
+    def search(self, text: str) -> tuple[list, str | None]:
         """Text -> (rows of score and file, path of the best)."""
         if not text.strip():
             return [], None
@@ -198,7 +182,12 @@ class Page:
         return rows, hits[0].item if hits else None
 
 
-def build(page: Page):
+def _words(line: str) -> list[str]:
+    """Different words or phrases between commas."""
+    return list(dict.fromkeys(w.strip() for w in line.split(",") if w.strip()))
+
+
+def build(page: Page) -> Any:
     """The page as gradio Blocks.
 
     Raises:
@@ -212,49 +201,93 @@ def build(page: Page):
             " Run: python -m pip install gradio"
         ) from error
     slit = page.slit
-    routes = (["similarity", "matching"] if slit.representation else []) + (
-        ["language_model"] if slit.generator else []
-    )
     with gr.Blocks(title="SLIT", analytics_enabled=False) as blocks:
         gr.Markdown("# SLIT: describe, question and search sound")
         audio = gr.Audio(
-            sources=["upload", "microphone"], type="filepath", label="Audio"
+            value=page.example,
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="Audio (at first two whistles and a hum that rises)",
         )
         if slit.generator:
-            with gr.Tab("Caption"):
-                text = gr.Textbox(label="Caption")
-                gr.Button("Describe", variant="primary").click(
-                    page.caption, audio, text, api_name="caption"
-                )
-            with gr.Tab("Ask"):
-                question = gr.Textbox(
-                    label="Question", placeholder="How many times does it knock?"
-                )
-                answer = gr.Textbox(label="Answer")
-                button = gr.Button("Ask", variant="primary")
-                button.click(page.ask, [audio, question], answer, api_name="ask")
-        with gr.Tab("Classify"):
-            labels = gr.Textbox(
-                label="Labels, separated by commas", value="dog, rain, siren"
-            )
-            route = gr.Radio(routes, value=routes[0], label="Scored by")
-            chosen = gr.Label(label="Labels")
-            button = gr.Button("Classify", variant="primary")
-            button.click(
-                page.classify, [audio, labels, route], chosen, api_name="classify"
-            )
+            _writing_tabs(gr, page, audio)
+        _classify_tab(gr, page, audio)
+        if slit.representation:
+            _moments_tab(gr, page, audio)
         with gr.Tab("Look"):
-            plot = gr.Plot(label="Spectrogram and attention")
+            plot = gr.Plot(label="Spectrogram and where the queries look on it")
             button = gr.Button("Show where the queries look", variant="primary")
             button.click(page.look, audio, plot, api_name="look")
         if page.index is not None:
-            with gr.Tab("Search"):
-                text = gr.Textbox(label=f"Sound to look for in {page.index.root.name}")
-                table = gr.Dataframe(headers=["score", "file"], interactive=False)
-                best = gr.Audio(label="Best match", interactive=False)
-                button = gr.Button("Search", variant="primary")
-                button.click(page.search, text, [table, best], api_name="search")
+            _search_tab(gr, page)
     return blocks
+
+
+def _writing_tabs(gr: Any, page: Page, audio: Any) -> None:
+    """Caption, Ask and Many files."""
+    with gr.Tab("Caption"):
+        text = gr.Textbox(label="Caption")
+        gr.Button("Describe", variant="primary").click(
+            page.caption, audio, text, api_name="caption"
+        )
+    with gr.Tab("Ask"):
+        question = gr.Textbox(label="Question", value="How many whistles are there?")
+        answers = gr.Textbox(
+            label="Answers to choose from, separated by commas (empty: any)"
+        )
+        answer = gr.Textbox(label="Answer")
+        button = gr.Button("Ask", variant="primary")
+        button.click(page.ask, [audio, question, answers], answer, api_name="ask")
+    with gr.Tab("Many files"):
+        files = gr.File(label="Audio files", file_count="multiple", type="filepath")
+        question = gr.Textbox(label="Question to each file (empty: describe it)")
+        rows = gr.Dataframe(
+            label="File and text", headers=["file", "text"], interactive=False
+        )
+        written = gr.File(label="The table as CSV", interactive=False)
+        button = gr.Button("Describe all", variant="primary")
+        button.click(page.table, [files, question], [rows, written], api_name="table")
+
+
+def _classify_tab(gr: Any, page: Page, audio: Any) -> None:
+    """Labels, and how they are scored."""
+    routes = (["similarity", "matching"] if page.slit.representation else []) + (
+        ["language_model"] if page.slit.generator else []
+    )
+    with gr.Tab("Classify"):
+        labels = gr.Textbox(
+            label="Labels, separated by commas", value="whistle, hum, rattle"
+        )
+        route = gr.Radio(routes, value=routes[0], label="Scored by")
+        chosen = gr.Label(label="Labels")
+        button = gr.Button("Classify", variant="primary")
+        button.click(page.classify, [audio, labels, route], chosen, api_name="classify")
+
+
+def _moments_tab(gr: Any, page: Page, audio: Any) -> None:
+    """When something is heard, as rows and on the waveform."""
+    with gr.Tab("Moments"):
+        text = gr.Textbox(label="What to find", value="a rising hum")
+        rows = gr.Dataframe(
+            label="Moments, the best first",
+            headers=["start s", "end s", "score"],
+            interactive=False,
+        )
+        plot = gr.Plot(label="Moments on the waveform")
+        button = gr.Button("Find moments", variant="primary")
+        button.click(page.moments, [audio, text], [rows, plot], api_name="moments")
+
+
+def _search_tab(gr: Any, page: Page) -> None:
+    """Search of the folder."""
+    with gr.Tab("Search"):
+        text = gr.Textbox(label=f"Sound to look for in {page.index.root.name}")
+        table = gr.Dataframe(
+            label="Files, the best first", headers=["score", "file"], interactive=False
+        )
+        best = gr.Audio(label="Best match", interactive=False)
+        button = gr.Button("Search", variant="primary")
+        button.click(page.search, text, [table, best], api_name="search")
 
 
 def launch(
@@ -263,7 +296,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int = 7860,
     block: bool = True,
-):
+) -> Any:
     """Serve the page until it is stopped.
 
     Args:
@@ -284,7 +317,10 @@ def launch(
         share=False,
         prevent_thread_lock=not block,
         max_file_size=MAX_UPLOAD,
-        allowed_paths=[str(page.index.root)] if page.index is not None else [],
+        allowed_paths=[
+            page.folder.name,
+            *([str(page.index.root)] if page.index is not None else []),
+        ],
         footer_links=[],
         ssr_mode=False,
         quiet=not block,

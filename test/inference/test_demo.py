@@ -1,9 +1,11 @@
 """Tests of the demo page: what its buttons do, and the page in a headless browser."""
 
+import csv
 import http.client
 import json
 import os
 import shutil
+import time
 import urllib.parse
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import soundfile
 import tiny_system
 
-from espnet2_slit.inference import demo
+from espnet2_slit.inference import demo, pictures
 from espnet2_slit.inference.slit import SLIT, InferenceError
 
 RATE = 16000
@@ -60,17 +62,63 @@ def test_label_shares_keep_the_order_of_the_scores(page, slit, folder, route):
     )
 
 
+def test_first_view_works_on_the_clip_that_the_page_brings(page, slit):
+    audio, rate = soundfile.read(page.example)
+    assert len(audio) == 5 * rate and 0.1 < np.abs(audio).max() < 1
+    assert page.caption(page.example) == slit.caption(page.example)
+    rows, figure = page.moments(page.example, "a rising hum")
+    hits = slit.moments("a rising hum", page.example, top_k=5)
+    assert [row[0] for row in rows] == [round(hit.start_s, 2) for hit in hits]
+    marked = [patch for patch in figure.axes[0].patches]
+    assert len(marked) == len(hits) and figure.axes[0].get_xlim() == (0, 5)
+
+
+def test_answers_may_be_given_to_choose_from(page, slit, folder):
+    clip = str(folder / "clip1.wav")
+    words = ["yes", "no", "two"]
+    expected = slit.answer(clip, "is it loud?", candidates=words)
+    assert page.ask(clip, "is it loud?", "yes, no ,two,,") == expected
+
+
+def test_many_files_become_a_table(page, slit, folder, tmp_path):
+    paths = [str(folder / f"clip{i}.wav") for i in range(3)]
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    rows, file = page.table([*paths, str(bad)])
+    captions = slit.caption(paths)
+    assert rows[:3] == [[f"clip{i}.wav", text] for i, text in enumerate(captions)]
+    assert rows[3][0] == "bad.wav" and "cannot be read" in rows[3][1]
+    assert str(tmp_path) not in rows[3][1]
+    with open(file, newline="") as stream:
+        assert list(csv.reader(stream)) == [["file", "caption"], *rows]
+    rows, _ = page.table(paths[:1], "what is it?")
+    assert rows == [["clip0.wav", slit.answer(paths[0], "what is it?")]]
+    assert page.table(None) == ([], None)
+
+
+def test_waveform_of_a_long_file_is_read_bit_by_bit(slit, tmp_path, monkeypatch):
+    path = tmp_path / "long.wav"
+    loud = np.zeros(3 * RATE)
+    loud[2 * RATE] = 0.5
+    soundfile.write(path, loud, RATE)
+    whole = pictures.envelope(slit, str(path), 30)
+    monkeypatch.setattr(pictures, "READ_S", 0.7)
+    assert np.array_equal(pictures.envelope(slit, str(path), 30), whole)
+    assert whole.argmax() == 20 and whole[20] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_missing_input_is_said_not_raised(page):
     assert page.caption(None) == demo.NO_AUDIO
     assert page.ask(None, "what?") == demo.NO_AUDIO
     assert page.look(None) is None
+    assert page.moments(None, "a dog") == ([], None)
     assert page.search("  ") == ([], None)
 
 
 def test_attention_is_drawn_by_time_and_band():
     weights = np.zeros(24)
     weights[8 * 1 + 3] = 0.5  # second moment, fourth band of eight
-    picture = demo.attention_map(weights, 8)
+    picture = pictures.attention_map(weights, 8)
     assert picture.shape == (8, 3)
     assert picture[3, 1] == 1 and picture.sum() == 1
 
@@ -79,16 +127,16 @@ def test_picture_covers_the_clip(page, folder):
     figure = page.look(str(folder / "clip2.wav"))
     top = figure.axes[0]
     assert top.get_xlim() == (0, pytest.approx((RATE + 6000) / RATE))
-    assert demo.encoder_bands(page.slit) == 8  # BEATs
+    assert pictures.encoder_bands(page.slit) == 8  # BEATs
 
 
 def test_spectrogram_shows_the_tone_where_it_is():
     tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
     high = np.sin(2 * np.pi * 4000 * np.arange(RATE) / RATE).astype(np.float32)
     low_bin, high_bin = (
-        demo.log_mel(audio, RATE).mean(axis=1).argmax() for audio in (tone, high)
+        pictures.log_mel(audio, RATE).mean(axis=1).argmax() for audio in (tone, high)
     )
-    assert 0 < low_bin < high_bin < demo.MEL_BINS
+    assert 0 < low_bin < high_bin < pictures.MEL_BINS
 
 
 def test_search_needs_a_representation_part(slit, folder, monkeypatch):
@@ -127,6 +175,27 @@ def test_page_answers_over_http(url, page):
     expected, path = page.search("a dog barks")
     assert rows["data"] == expected
     assert os.path.basename(best["path"]) == os.path.basename(path)
+
+
+def test_first_view_answers_over_http(url, slit, page):
+    """What the page shows at once, with nothing given by the visitor."""
+    from gradio_client import Client, handle_file
+
+    client, clip = Client(url, verbose=False), handle_file(page.example)
+    started = time.monotonic()
+    assert client.predict(clip, api_name="/caption") == slit.caption(page.example)
+    rows, plot = client.predict(clip, "a rising hum", api_name="/moments")
+    assert len(rows["data"]) > 0 and plot["type"] == "matplotlib"
+    assert time.monotonic() - started < 10
+
+
+def test_every_input_and_result_has_a_label(url):
+    connection = http.client.HTTPConnection(urllib.parse.urlparse(url).netloc)
+    connection.request("GET", "/config")
+    parts = json.loads(connection.getresponse().read())["components"]
+    kinds = {"textbox", "audio", "file", "radio", "label", "plot", "dataframe"}
+    shown = [part["props"] for part in parts if part["type"] in kinds]
+    assert len(shown) >= 15 and all(props.get("label") for props in shown)
 
 
 def test_page_gives_out_nothing_beside_the_folder(url):
