@@ -14,11 +14,13 @@ import re
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 from espnet2_slit.common.templates import TEMPLATES
 from espnet2_slit.data.clips import sample_clips
 from espnet2_slit.data.corpora import (
     READERS,
+    Corpus,
     CorpusError,
     Limits,
     build_sets,
@@ -35,14 +37,14 @@ from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
 from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, read_pairs
 
 
-def boolean(word):
+def boolean(word: str) -> bool:
     """true or false, as on ESPnet's command lines."""
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, found {word}")
     return word.lower() == "true"
 
 
-def pair(word):
+def pair(word: str) -> tuple[str, str]:
     """NAME=VALUE as a pair."""
     name, equals, value = word.partition("=")
     if not (name and equals and value):
@@ -50,11 +52,15 @@ def pair(word):
     return name, value
 
 
-def reader_options(reader):
+def reader_options(
+    reader: type[Corpus],
+) -> typing.Iterator[tuple[str, type, Any, str]]:
     """(name, type, default, help) of each constructor keyword after root."""
     described = dict(
         re.findall(
-            r"^ {8}(\w+): (.+?)(?=^ {8}\w+:|^ {0,4}\S|\Z)", reader.__doc__, re.M | re.S
+            r"^ {8}(\w+): (.+?)(?=^ {8}\w+:|^ {0,4}\S|\Z)",
+            reader.__doc__ or "",
+            re.M | re.S,
         )
     )
     hints = typing.get_type_hints(reader.__init__)
@@ -64,17 +70,18 @@ def reader_options(reader):
             yield name, hints[name], parameter.default, text
 
 
-def get_parser():
+def get_parser() -> argparse.ArgumentParser:
     """The command line: one word a corpus, with its own options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, reader in READERS.items():
+        text = inspect.getdoc(inspect.getmodule(reader)) or ""
         one = commands.add_parser(
             name,
-            help=inspect.getmodule(reader).__doc__.splitlines()[0],
-            description=inspect.getmodule(reader).__doc__,
+            help=text.splitlines()[0],
+            description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_corpus_options(one, reader)
@@ -91,7 +98,7 @@ def get_parser():
     return parser
 
 
-def add_fetch(commands):
+def add_fetch(commands: Any) -> None:
     """The command that fetches archives."""
     known = [name for name, reader in READERS.items() if reader.mirror]
     text = "fetch a corpus' archives from a public mirror, with checksums"
@@ -127,7 +134,7 @@ def add_fetch(commands):
     one.set_defaults(run=fetch_archives)
 
 
-def add_limits(one):
+def add_limits(one: argparse.ArgumentParser) -> None:
     """What audio to accept."""
     limits = Limits()
     one.add_argument(
@@ -155,14 +162,14 @@ def add_limits(one):
     one.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
 
 
-def read_limits(args):
+def read_limits(args: argparse.Namespace) -> Limits:
     """The options of add_limits."""
     return Limits(
         args.min_duration, args.max_duration, args.long, args.probe, args.jobs
     )
 
 
-def add_prepare(commands):
+def add_prepare(commands: Any) -> None:
     """The command that makes all sets of a recipe."""
     one = commands.add_parser(
         "prepare", help="all training and test sets of a recipe from several corpora"
@@ -222,7 +229,7 @@ def add_reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--zero_shot", type=boolean, default=False)
 
 
-def add_recipe(commands) -> None:
+def add_recipe(commands: Any) -> None:
     """The command that reads another ESPnet recipe's data directory."""
     one = commands.add_parser(
         "espnet", help="a data directory of another ESPnet recipe (text_spk1.., labels)"
@@ -234,7 +241,7 @@ def add_recipe(commands) -> None:
     one.set_defaults(run=make_recipe_set)
 
 
-def add_recipe_sets(commands) -> None:
+def add_recipe_sets(commands: Any) -> None:
     """The command that makes all sets from those of other ESPnet recipes."""
     text = "all training and test sets from data directories of other ESPnet recipes"
     one = commands.add_parser("espnet_sets", help=text, description=text)
@@ -256,7 +263,7 @@ def add_recipe_sets(commands) -> None:
     one.set_defaults(run=make_recipe_sets)
 
 
-def add_hub(commands) -> None:
+def add_hub(commands: Any) -> None:
     """The command that reads Hugging Face data sets."""
     text = "a data directory of a Hugging Face data set (by name, or on disk)"
     one = commands.add_parser("hf", help=text, description=text)
@@ -304,7 +311,7 @@ def make_of_hub(args: argparse.Namespace) -> None:
     print("\n".join(report.lines()))
 
 
-def add_instruction(commands):
+def add_instruction(commands: Any) -> None:
     """The command that mixes data directories into an instruction set."""
     one = commands.add_parser(
         "instruction", help="an instruction set from caption, question and label sets"
@@ -328,7 +335,7 @@ def add_instruction(commands):
     one.set_defaults(run=make_instruction)
 
 
-def add_label_captions(commands):
+def add_label_captions(commands: Any) -> None:
     """The command that makes sentences of labels."""
     one = commands.add_parser(
         "label_captions", help="captions of a label set, for the first two trainings"
@@ -338,7 +345,7 @@ def add_label_captions(commands):
     one.set_defaults(run=make_label_captions)
 
 
-def add_compose(commands):
+def add_compose(commands: Any) -> None:
     """The command that composes scenes of labelled recordings."""
     text = "scenes of one to three labelled recordings, with captions and questions"
     one = commands.add_parser("compose", help=text, description=f"{text}.")
@@ -368,7 +375,7 @@ def add_compose(commands):
     one.set_defaults(run=make_scenes)
 
 
-def add_webdataset(commands):
+def add_webdataset(commands: Any) -> None:
     """The command that reads shards."""
     text = "a data directory of webdataset shards (tar archives of audio and texts)"
     one = commands.add_parser("webdataset", help=text, description=f"{text}.")
@@ -388,7 +395,7 @@ def add_webdataset(commands):
     one.set_defaults(run=make_from_shards)
 
 
-def add_corpus_options(one, reader):
+def add_corpus_options(one: argparse.ArgumentParser, reader: type[Corpus]) -> None:
     """Options all corpora share, then those of this reader."""
     one.add_argument("--root", type=Path, required=True, help="the corpus")
     one.add_argument(
@@ -432,7 +439,7 @@ def add_corpus_options(one, reader):
         )
 
 
-def make_corpus(args):
+def make_corpus(args: argparse.Namespace) -> None:
     """Builds the sets of one corpus and prints their reports."""
     reader = READERS[args.command]
     options = {name: getattr(args, name) for name, *_ in reader_options(reader)}
@@ -450,7 +457,7 @@ def make_corpus(args):
         print(report.text())
 
 
-def fetch_archives(args):
+def fetch_archives(args: argparse.Namespace) -> None:
     """Fetches, checks and unpacks; says what and how much."""
     logging.getLogger().setLevel(logging.INFO)
     mirror = READERS[args.corpus].mirror if args.corpus else None
@@ -472,7 +479,9 @@ def fetch_archives(args):
     print(f"{args.out}: {len(md5)} files")
 
 
-def open_corpora(names, roots, options):
+def open_corpora(
+    names: str, roots: dict[str, str], options: dict[str, str]
+) -> list[Corpus]:
     """Readers of the corpora named in a blank- or comma-separated list."""
     found = []
     for name in names.replace(",", " ").split():
@@ -499,7 +508,7 @@ def open_corpora(names, roots, options):
     return found
 
 
-def prepare(args):
+def prepare(args: argparse.Namespace) -> None:
     """Makes all sets of a recipe and prints their sizes."""
     roots, options = dict(args.root), dict(args.set)
     made, reports = recipe.make(
@@ -570,7 +579,7 @@ def make_recipe_sets(args: argparse.Namespace) -> None:
         )
 
 
-def make_instruction(args):
+def make_instruction(args: argparse.Namespace) -> None:
     """Mixes data directories and prints the size of each category."""
     wording = instruction.Wording(
         TEMPLATES, args.presence, args.verification, args.seed
@@ -582,13 +591,13 @@ def make_instruction(args):
         print(f"  {category:<44}{count:>10,}{count / total:>8.1%}")
 
 
-def make_label_captions(args):
+def make_label_captions(args: argparse.Namespace) -> None:
     """Makes captions of labels."""
     count = instruction.caption_labels(args.source, args.out)
     print(f"{args.out}: {count:,} samples")
 
 
-def make_from_shards(args):
+def make_from_shards(args: argparse.Namespace) -> None:
     """Reads shards and prints what came of them."""
     report = webdataset.make_set(
         args.shards, args.out, args.audio_dir, args.split, args.text_keys, args.corpus
@@ -596,7 +605,7 @@ def make_from_shards(args):
     print("\n".join(report.lines()))
 
 
-def make_scenes(args):
+def make_scenes(args: argparse.Namespace) -> None:
     """Composes scenes and prints what of."""
     counts = {split: getattr(args, split) for split in ("train", "valid", "test")}
     for report in compose.compose(
@@ -605,7 +614,7 @@ def make_scenes(args):
         print("\n".join(report.lines()))
 
 
-def main(cmd=None):
+def main(cmd: list[str] | None = None) -> None:
     """Runs one command; a corpus that is not as expected ends with a sentence."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     args = get_parser().parse_args(cmd)

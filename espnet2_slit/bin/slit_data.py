@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from espnet2_slit.common.files import write_json
 from espnet2_slit.data import edit, kaldi_dir, validate
@@ -24,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         return command
@@ -75,7 +76,22 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--test-fraction", type=float, default=0.1)
     command.add_argument("--seed", type=int, default=0, help="of the drawn splits")
 
-    command = add("prepare", _prepare, "Check all audio, convert what does not fit.")
+    _prepare_options(
+        add("prepare", _prepare, "Check all audio, convert what does not fit.")
+    )
+    _leakage_options(
+        add("leakage", _leakage, "Clips that are both trained and scored on.")
+    )
+
+    command = add(
+        "list", _list, "Names of the directories of one split below a folder."
+    )
+    command.add_argument("folder", type=Path)
+    command.add_argument("--split", choices=["train", "valid", "test"])
+    return parser
+
+
+def _prepare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "sets",
         nargs="+",
@@ -111,7 +127,8 @@ def get_parser() -> argparse.ArgumentParser:
     command.add_argument("--audio-dir", type=Path, help="of converted clips")
     command.add_argument("--nj", type=int, default=os.cpu_count())
 
-    command = add("leakage", _leakage, "Clips that are both trained and scored on.")
+
+def _leakage_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--train", nargs="+", type=Path, required=True)
     command.add_argument("--test", nargs="+", type=Path, required=True)
     command.add_argument("--report", type=Path, help="write the findings as JSON")
@@ -128,15 +145,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="write the training directories without these samples to DIR/<name>",
     )
 
-    command = add(
-        "list", _list, "Names of the directories of one split below a folder."
-    )
-    command.add_argument("folder", type=Path)
-    command.add_argument("--split", choices=["train", "valid", "test"])
-    return parser
 
-
-def _validate(args) -> int:
+def _validate(args: argparse.Namespace) -> int:
     for directory in args.directories:
         count = validate.validate(directory, require_text=not args.no_text)
         print(f"{directory}: valid, {count:,} samples")
@@ -148,13 +158,13 @@ def _show(report: Report) -> int:
     return 0
 
 
-def _fix(args) -> int:
+def _fix(args: argparse.Namespace) -> int:
     for directory in args.directories:
         _show(edit.fix(directory))
     return 0
 
 
-def _combine(args) -> int:
+def _combine(args: argparse.Namespace) -> int:
     return _show(edit.combine(args.target, args.sources))
 
 
@@ -164,20 +174,20 @@ def _ids(path: Path | None) -> list[str] | None:
     return [key for key, _ in kaldi_dir.read_pairs(path)]
 
 
-def _subset(args) -> int:
+def _subset(args: argparse.Namespace) -> int:
     ids, exclude = _ids(args.ids), _ids(args.exclude)
     return _show(
         edit.subset(args.source, args.target, args.count, ids, exclude, args.seed)
     )
 
 
-def _split(args) -> int:
+def _split(args: argparse.Namespace) -> int:
     for part in edit.split(args.source, args.target, args.parts):
         print(part)
     return 0
 
 
-def _from_manifest(args) -> int:
+def _from_manifest(args: argparse.Namespace) -> int:
     from espnet2_slit.common import templates
     from espnet2_slit.data import manifest
 
@@ -283,7 +293,7 @@ def _check_sources(sources: list[Path]) -> None:
             )
 
 
-def _leakage(args) -> int:
+def _leakage(args: argparse.Namespace) -> int:
     from espnet2_slit.data.corpora import leakage
 
     rows = leakage.find_overlaps(list(dict.fromkeys(args.train)), args.test)
@@ -308,7 +318,7 @@ def _leakage(args) -> int:
     return 1 if wrong and args.fail != "never" else 0
 
 
-def _list(args) -> int:
+def _list(args: argparse.Namespace) -> int:
     if not args.folder.is_dir():
         raise DataDirError(f"{args.folder}: no such folder of data directories.")
     found = (path.parent.name for path in args.folder.glob("*/wav.scp"))

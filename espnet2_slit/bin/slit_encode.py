@@ -4,7 +4,9 @@
 import argparse
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import str2bool
@@ -13,7 +15,7 @@ from espnet2_slit.common.files import read_yaml
 from espnet2_slit.data import feature_cache, kaldi_matrix
 
 
-def get_parser():
+def get_parser() -> argparse.ArgumentParser:
     """Command line of slit_encode."""
     parser = argparse.ArgumentParser(
         description="Encode every clip of a data directory once, with the frozen audio"
@@ -92,7 +94,7 @@ def get_parser():
     return parser
 
 
-def encoder_options(args):
+def encoder_options(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """(name, keywords) of the encoder, from the YAML and the command line."""
     config = {}
     if args.config:
@@ -110,7 +112,7 @@ def encoder_options(args):
     return name, {**(config.get("audio_encoder_conf") or {}), **args.audio_encoder_conf}
 
 
-def encoder_precision(output_dirs, ngpu):
+def encoder_precision(output_dirs: Iterable[str], ngpu: int) -> str:
     """What `precision: auto` is: that of a cache which is there, else the machine's."""
     from espnet2_slit.common.precision import choose_precision
 
@@ -121,7 +123,7 @@ def encoder_precision(output_dirs, ngpu):
     return choose_precision("auto", "cuda" if ngpu else "cpu")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Encode, merge or verify as asked."""
     if not 1 <= args.job <= args.num_jobs:
         raise kaldi_matrix.FeatureCacheError(
@@ -168,7 +170,13 @@ def run(args):
             reuse.append(output_dir)
 
 
-def _encode_set(args, encoder, data_dir, output_dir, reuse):
+def _encode_set(
+    args: argparse.Namespace,
+    encoder: Any,
+    data_dir: str,
+    output_dir: str,
+    reuse: list[str],
+) -> bool:
     """Encode or merge one set; True if its cache is finished then."""
     work = feature_cache.plan(data_dir, encoder.identity(), reuse, args.shard_clips)
     logging.info(
@@ -201,14 +209,14 @@ def _encode_set(args, encoder, data_dir, output_dir, reuse):
     return True
 
 
-def _gpu(job):
+def _gpu(job: int) -> int:
     """GPU of a job when several share a machine; a scheduler shows each job its own."""
     import torch
 
     return (job - 1) % torch.cuda.device_count()
 
 
-def main(cmd=None):
+def main(cmd: list[str] | None = None) -> int:
     """Entry point; wrong input ends with exit status 1 and one clear line."""
     args = get_parser().parse_args(cmd)
     logging.basicConfig(

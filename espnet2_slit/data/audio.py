@@ -79,12 +79,10 @@ def check_length(name: str, seconds: float, longest_s: float | None) -> None:
         AudioError: it is longer.
     """
     if longest_s is not None and seconds > longest_s + WINDOW_SLACK_S:
-        raise audio_fault(
-            name,
-            f"lasts {seconds:.1f} s, longer than the {longest_s:.1f} s that the audio"
-            " encoder reads",
-            "Cut it into segments, or raise audio_encoder_conf.max_windows (and train"
-            " with it)",
+        raise AudioError(
+            f"{name} lasts {seconds:.1f} s, longer than the {longest_s:.1f} s that the"
+            " audio encoder reads. Cut it into segments, or raise"
+            " audio_encoder_conf.max_windows (and train with it)."
         )
 
 

@@ -13,9 +13,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from espnet2_slit.common.files import (
     atomic,
@@ -26,19 +30,22 @@ from espnet2_slit.common.files import (
 )
 from espnet2_slit.common.identity import identity_differences
 from espnet2_slit.data.audio import AudioError, check_length, read_audio
-from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.clips import Clip, read_clips
 from espnet2_slit.data.edit import copy_samples
 from espnet2_slit.data.kaldi_dir import read_pairs
 from espnet2_slit.data.kaldi_matrix import TOLERANCE, FeatureCacheError, write_matrix
 from espnet2_slit.data.writer import new_directory
 
 SCHEMA = 1
+Key = TypeVar("Key")
+Place = tuple[str, int, int]  # ark, offset, frames
+Source = tuple[str, float, float | None]  # what decides the frames, see Clip
 
 
 # ---------------------------------------------------------------------- identity
 
 
-def read_features_json(path):
+def read_features_json(path: str | Path) -> dict[str, Any]:
     """Read feats.json.
 
     Raises:
@@ -54,7 +61,9 @@ def read_features_json(path):
     return read_json(path, SCHEMA, remedy, FeatureCacheError)
 
 
-def check_features(path, identity=None):
+def check_features(
+    path: str | Path, identity: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Check a cache before it is trained on.
 
     Args:
@@ -93,7 +102,7 @@ def check_features(path, identity=None):
     return content
 
 
-def verify_checksums(path):
+def verify_checksums(path: str | Path) -> None:
     """Compare every shard with its checksum; reads all of it.
 
     Raises:
@@ -127,22 +136,24 @@ class Plan:
         durations_s: {clip id: seconds}, of clips whose data preparation counted them.
     """
 
-    samples: dict
-    clips: dict
-    shards: list
-    reused: dict
-    reused_from: dict
-    durations_s: dict = field(default_factory=dict)
+    samples: dict[str, str]
+    clips: dict[str, Clip]
+    shards: list[list[str]]
+    reused: dict[str, Place]
+    reused_from: dict[str, int]
+    durations_s: dict[str, float] = field(default_factory=dict)
 
 
-def _reusable(folders, identity):
+def _reusable(
+    folders: Iterable[str | Path], identity: dict[str, Any]
+) -> tuple[dict[Source, Place], dict[Source, str]]:
     """{source: (ark, offset, frames)} of the clips in finished caches, and which."""
     found, names = {}, {}
     for folder in folders:
         content = check_features(folder, identity)
         places = dict(read_pairs(Path(folder) / "feats.scp"))
         shapes = dict(read_pairs(Path(folder) / "feats_shape"))
-        samples, clips = read_clips(folder)
+        samples, clips = read_clips(Path(folder))
         for sample, clip_id in samples.items():
             ark, _, offset = places[sample].rpartition(":")
             frames = int(shapes[sample].split(",")[0])
@@ -154,7 +165,12 @@ def _reusable(folders, identity):
     return found, names
 
 
-def plan(data_dir, identity, reuse=(), shard_clips=1000):
+def plan(
+    data_dir: str | Path,
+    identity: dict[str, Any],
+    reuse: Iterable[str | Path] = (),
+    shard_clips: int = 1000,
+) -> Plan:
     """Cut a set into shards.
 
     Args:
@@ -169,7 +185,7 @@ def plan(data_dir, identity, reuse=(), shard_clips=1000):
     Raises:
         FeatureCacheError: bad data directory, unusable cache in `reuse`.
     """
-    samples, clips = read_clips(data_dir)
+    samples, clips = read_clips(Path(data_dir))
     known, names = _reusable(reuse, identity)
     reused, reused_from = {}, {}
     for clip in clips.values():
@@ -183,7 +199,7 @@ def plan(data_dir, identity, reuse=(), shard_clips=1000):
     return Plan(samples, clips, shards, reused, reused_from, durations_s)
 
 
-def _counted(data_dir, samples):
+def _counted(data_dir: Path, samples: Mapping[str, str]) -> dict[str, float]:
     """{clip id: seconds} where data preparation has just read every clip."""
     try:
         rate = json.loads((data_dir / "report.json").read_text("utf-8"))["sample_rate"]
@@ -193,7 +209,13 @@ def _counted(data_dir, samples):
         return {}  # not prepared by us: the headers tell
 
 
-def measure(clips, bad_audio="stop", longest_s=None, workers=4, known_s=None):
+def measure(
+    clips: Sequence[Clip],
+    bad_audio: str = "stop",
+    longest_s: float | None = None,
+    workers: int = 4,
+    known_s: Mapping[str, float] | None = None,
+) -> tuple[dict[str, float], dict[str, str]]:
     """Read the headers of clips before any is encoded, of those that need it.
 
     Args:
@@ -211,7 +233,7 @@ def measure(clips, bad_audio="stop", longest_s=None, workers=4, known_s=None):
     """
     known_s = known_s or {}
 
-    def duration(clip):
+    def duration(clip: Clip) -> float | AudioError:
         try:
             seconds = known_s.get(clip.id) if os.path.isfile(clip.path) else None
             seconds = seconds or clip.duration_s()
@@ -240,17 +262,21 @@ def measure(clips, bad_audio="stop", longest_s=None, workers=4, known_s=None):
                 f"{message}\nRepair them, or leave them out with --bad_audio drop."
             )
         logging.warning("%s\nTheir samples are left out.", message)
-    return {
-        key: value for key, value in measured.items() if key not in dropped
-    }, dropped
+    usable = {k: v for k, v in measured.items() if not isinstance(v, Exception)}
+    return usable, dropped
 
 
-def _shard_paths(output_dir, number):
+def _shard_paths(output_dir: str | Path, number: int) -> tuple[Path, Path]:
     name = f"feats.{number:05d}"
     return Path(output_dir) / f"{name}.ark", Path(output_dir) / f"{name}.json"
 
 
-def _shard_fault(output_dir, number, clip_ids, identity):
+def _shard_fault(
+    output_dir: str | Path,
+    number: int,
+    clip_ids: Iterable[str],
+    identity: dict[str, Any],
+) -> str | None:
     """Why a shard cannot be kept; None if it can."""
     ark, note = _shard_paths(output_dir, number)
     if not note.is_file():
@@ -271,7 +297,12 @@ def _shard_fault(output_dir, number, clip_ids, identity):
     return None
 
 
-def length_batches(durations_s, order, batch_seconds, batch_size=None):
+def length_batches(
+    durations_s: Mapping[Key, float],
+    order: Iterable[Key],
+    batch_seconds: float,
+    batch_size: int | None = None,
+) -> list[list[Key]]:
     """Batches of like length, longest first, none above `batch_seconds` when padded.
 
     Longest first: if memory does not suffice, the run fails in its first minute.
@@ -299,7 +330,9 @@ def length_batches(durations_s, order, batch_seconds, batch_size=None):
     return batches
 
 
-def encode_batch(encoder, audio, device="cpu"):
+def encode_batch(
+    encoder: Any, audio: Sequence[np.ndarray], device: str = "cpu"
+) -> list[np.ndarray]:
     """Encode clips of different lengths.
 
     Args:
@@ -325,16 +358,16 @@ def encode_batch(encoder, audio, device="cpu"):
 
 
 def encode(
-    work,
-    encoder,
-    output_dir,
-    job=1,
-    num_jobs=1,
-    batch_seconds=160.0,
-    device="cpu",
-    bad_audio="stop",
-    tolerance=TOLERANCE,
-):
+    work: Plan,
+    encoder: Any,
+    output_dir: str | Path,
+    job: int = 1,
+    num_jobs: int = 1,
+    batch_seconds: float = 160.0,
+    device: str = "cpu",
+    bad_audio: str = "stop",
+    tolerance: float = TOLERANCE,
+) -> tuple[int, int]:
     """Encode this job's shards; whole shards of an earlier run are kept.
 
     Args:
@@ -387,9 +420,9 @@ def encode(
         left_out = {key: dropped[key] for key in work.shards[number] if key in dropped}
         batches = length_batches(durations_s, usable, batch_seconds)
         paths = _shard_paths(output_dir, number)
-        clips = [[work.clips[key] for key in batch] for batch in batches]
+        groups = [[work.clips[key] for key in batch] for batch in batches]
         _encode_shard(
-            paths, clips, left_out, encoder, device, tolerance, bad_audio == "drop"
+            paths, groups, left_out, encoder, device, tolerance, bad_audio == "drop"
         )
         done_s += sum(durations_s[key] for key in usable)
         elapsed = time.monotonic() - started
@@ -401,17 +434,25 @@ def encode(
     return len(todo), kept
 
 
-def _encode_shard(paths, batches, left_out, encoder, device, tolerance, drop):
+def _encode_shard(
+    paths: tuple[Path, Path],
+    batches: Sequence[Sequence[Clip]],
+    left_out: dict[str, str],
+    encoder: Any,
+    device: str,
+    tolerance: float,
+    drop: bool,
+) -> None:
     """Write one ark and, after it, the note that makes it count."""
     ark, note = paths
 
-    def fail(clip, error):
+    def fail(clip: Clip, error: ValueError) -> None:
         if not drop:
             raise error
         left_out[clip.id] = str(error)
         logging.warning("%s: left out: %s", clip.id, error)
 
-    def load(batch):
+    def load(batch: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
         loaded = []
         for clip in batch:
             stretch = (encoder.sample_rate, clip.start_s, clip.end_s)
@@ -422,11 +463,11 @@ def _encode_shard(paths, batches, left_out, encoder, device, tolerance, drop):
         return loaded
 
     note.unlink(missing_ok=True)
-    entries = {}  # clip id -> [offset, frames]
+    entries: dict[str, list[int]] = {}  # clip id -> [offset, frames]
     total = sum(map(len, batches))
     with ThreadPoolExecutor(1) as reader, atomic(ark, durable=True) as stream:
         # The next batch is decoded while the encoder works on this one.
-        pending = reader.submit(load, batches[0]) if batches else None
+        pending = reader.submit(load, batches[0] if batches else [])
         last_report = time.monotonic()
         for i in range(len(batches)):
             loaded = pending.result()
@@ -455,7 +496,12 @@ def _encode_shard(paths, batches, left_out, encoder, device, tolerance, drop):
     )
 
 
-def _encode_loaded(encoder, loaded, device, fail):
+def _encode_loaded(
+    encoder: Any,
+    loaded: Sequence[tuple[Clip, np.ndarray]],
+    device: str,
+    fail: Callable[[Clip, ValueError], None],
+) -> list[tuple[Clip, np.ndarray]]:
     """[(clip, (T, D_a))]; clip by clip where the encoder refuses one of them."""
     import torch
 
@@ -476,7 +522,12 @@ def _encode_loaded(encoder, loaded, device, fail):
     ]
 
 
-def merge(work, data_dir, output_dir, encoder_facts):
+def merge(
+    work: Plan,
+    data_dir: str | Path,
+    output_dir: str | Path,
+    encoder_facts: Mapping[str, Any],
+) -> dict[str, Any]:
     """Join the shards of all jobs: feats.scp, feats_shape, copies, feats.json last.
 
     Args:
@@ -541,7 +592,7 @@ def merge(work, data_dir, output_dir, encoder_facts):
     }
     (output_dir / "feats.json").unlink(missing_ok=True)  # it is not of these shards
     with new_directory(output_dir) as fresh:
-        copy_samples(data_dir, fresh, set(samples), samples)
+        copy_samples(Path(data_dir), fresh, set(samples), samples)
         write_atomically(
             fresh / "feats.scp",
             (f"{k} {places[c][0]}:{places[c][1]}" for k, c in samples.items()),
@@ -556,7 +607,7 @@ def merge(work, data_dir, output_dir, encoder_facts):
     return content
 
 
-def _made_from(data_dir, reused):
+def _made_from(data_dir: str | Path, reused: Iterable[str]) -> str:
     """Digest of a set's files, and of the caches whose frames it points at."""
     digest = hashlib.sha256()
     lists = [p for p in Path(data_dir).iterdir() if p.is_file() and p.name[0] != "."]
@@ -566,7 +617,9 @@ def _made_from(data_dir, reused):
     return digest.hexdigest()
 
 
-def is_current(data_dir, output_dir, identity):
+def is_current(
+    data_dir: str | Path, output_dir: str | Path, identity: dict[str, Any]
+) -> bool:
     """Whether a cache is whole, of this encoder, and of the set as it is now.
 
     Args:
@@ -585,7 +638,7 @@ def is_current(data_dir, output_dir, identity):
     return content.get("made_from") == now
 
 
-def _remove_stale_shards(output_dir, count):
+def _remove_stale_shards(output_dir: str | Path, count: int) -> None:
     """Shards of an earlier, larger cut of this set would only take room."""
     for path in Path(output_dir).glob("feats.[0-9]*.*"):
         number = path.name.split(".")[1]
@@ -593,7 +646,7 @@ def _remove_stale_shards(output_dir, count):
             path.unlink()
 
 
-def encoder_facts(encoder):
+def encoder_facts(encoder: Any) -> dict[str, Any]:
     """What training needs to know of an encoder it does not build.
 
     Args:

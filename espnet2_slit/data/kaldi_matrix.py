@@ -9,8 +9,11 @@ stored in float32 instead; both kinds stand side by side in one ark.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,7 +28,9 @@ class FeatureCacheError(ValueError):
     """A cache that cannot be used; the message gives expected, found and remedy."""
 
 
-def write_matrix(stream, key, frames, tolerance=TOLERANCE):
+def write_matrix(
+    stream: BinaryIO, key: str, frames: np.ndarray, tolerance: float = TOLERANCE
+) -> int:
     """Append one clip to an ark.
 
     Args:
@@ -71,7 +76,7 @@ def write_matrix(stream, key, frames, tolerance=TOLERANCE):
     return offset
 
 
-def read_matrix(stream, offset):
+def read_matrix(stream: BinaryIO, offset: int) -> np.ndarray:
     """Read one clip's frames.
 
     Args:
@@ -112,7 +117,7 @@ def read_matrix(stream, offset):
     return frames.astype(np.float32)
 
 
-class FeatureReader(Mapping):
+class FeatureReader(Mapping[str, np.ndarray]):
     """feats.scp as a mapping: sample id -> (T, D_a) float32, read when asked for.
 
     Keeps its arks open; make one per process.
@@ -121,30 +126,30 @@ class FeatureReader(Mapping):
         scp: path of feats.scp.
     """
 
-    def __init__(self, scp):
-        self.places = {}
-        for key, place in read_pairs(scp):
+    def __init__(self, scp: str | os.PathLike):
+        self.places: dict[str, tuple[str, int]] = {}
+        for key, place in read_pairs(Path(scp)):
             ark, colon, offset = place.rpartition(":")
             if not colon or not offset.isdigit():
                 raise FeatureCacheError(
                     f"{scp}: {key}: expected '<ark>:<byte>', found {place!r}."
                 )
             self.places[key] = (ark, int(offset))
-        self.streams = {}
+        self.streams: dict[str, BinaryIO] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.places)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> np.ndarray:
         ark, offset = self.places[key]
         if ark not in self.streams:
             self.streams[ark] = open(ark, "rb")  # noqa: SIM115, closed by close()
         return read_matrix(self.streams[ark], offset)
 
-    def close(self):
+    def close(self) -> None:
         """Close the arks."""
         for stream in self.streams.values():
             stream.close()

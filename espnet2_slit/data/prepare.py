@@ -81,7 +81,7 @@ class Options:
     check: str = "full"
     audio_format: str = "flac"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.check not in ("full", "header"):
             raise ValueError(f"check: expected full or header, found {self.check!r}")
         if self.audio_format not in ("flac", "wav"):
@@ -229,7 +229,7 @@ def _check_duration(source: str, duration_s: float, options: Options) -> None:
         )
 
 
-def _write_audio(path: Path, audio, options: Options) -> None:
+def _write_audio(path: Path, audio: np.ndarray, options: Options) -> None:
     import soundfile
 
     # Through memory: of a full disk libsndfile says "System error", the stream why.

@@ -52,7 +52,7 @@ class Report:
             number = f"{count:,}" if isinstance(count, (int, float)) else count
             yield f"  {what}: {number}"
 
-    def write(self, path: Path, **more) -> None:
+    def write(self, path: Path, **more: Any) -> None:
         """Write it, and `more` values beside it, as JSON."""
         content = {"schema": SCHEMA, **vars(self), **more}
         write_json(path, content)

@@ -64,7 +64,7 @@ class SortedWriter:
     def __enter__(self) -> SortedWriter:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         try:
             if kind is None:
                 merged = heapq.merge(sorted(self._lines), *self._runs)

@@ -170,8 +170,8 @@ def test_several_sets_are_prepared_in_one_go(tmp_path, monkeypatch):
         own = tone(tmp_path / f"{name}.wav", level=0.3)
         write(folder, "wav.scp", [f"{name}-a {path}", f"{name}-b {own}"])
         write(folder, "text", [f"{name}-a one", f"{name}-b two"])
-    read, count = audio._opened, []
-    monkeypatch.setattr(audio, "_opened", lambda *w: (count.append(w), read(*w))[1])
+    read, count = audio.open_audio, []
+    monkeypatch.setattr(audio, "open_audio", lambda *w: (count.append(w), read(*w))[1])
     sets = [(tmp_path / "data" / n, tmp_path / "dump" / n) for n in ("train", "test")]
     reports = prepare_sets(sets)
     assert [report.kept for report in reports] == [2, 2]

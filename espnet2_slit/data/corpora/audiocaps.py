@@ -45,7 +45,7 @@ class AudioCaps(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         table = self.find(f"{self._folder}/{split}.csv", f"{split}.csv")
-        tally = Counter()
+        tally: Counter[str] = Counter()
         return SetPlan(
             name=split,
             corpus=self.name,
@@ -56,7 +56,7 @@ class AudioCaps(Corpus):
             tally=tally,
         )
 
-    def _samples(self, table: Path, tally: Counter):
+    def _samples(self, table: Path, tally: Counter[str]) -> Iterator[Sample]:
         # files may be named after any one of a clip's captions
         captions_of: dict[tuple[str, str], list[str]] = {}
         for row in _records(table, self.columns, Counter()):

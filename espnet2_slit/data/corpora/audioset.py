@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.audiocaps import youtube_names
@@ -57,7 +58,7 @@ class AudioSet(Corpus):
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         table = self.find(*self.below(FILES[split]))
         names = self._label_names()
-        tally = Counter()
+        tally: Counter[str] = Counter()
         return SetPlan(
             name=split,
             corpus=self.name,
@@ -85,7 +86,9 @@ class AudioSet(Corpus):
                 names[entry["id"]] = entry["name"]
         return names
 
-    def _samples(self, table: Path, names: dict[str, str], tally: Counter):
+    def _samples(
+        self, table: Path, names: dict[str, str], tally: Counter[str]
+    ) -> Iterator[Sample]:
         with open(table, encoding=encoding_of(table), newline="") as source:
             for row in csv.reader(source, skipinitialspace=True):
                 if not row or row[0].startswith("#"):

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from espnet2_slit.common.templates import choice_question
 from espnet2_slit.data.corpora.audio_index import AudioIndex, Prober, strip_suffix
@@ -78,7 +79,7 @@ class Limits:
     probe: bool = True
     jobs: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.long not in ("keep", "crop", "drop"):
             raise ValueError(f"long: expected keep, crop or drop, found {self.long!r}")
 
@@ -276,7 +277,7 @@ class SetBuilder:
         for (sample, path), facts in zip(new.values(), probed, strict=True):
             self._judge(self._clips[sample.clip], sample, path, facts)
 
-    def _judge(self, clip: _Clip, sample: Sample, path: str, facts) -> None:
+    def _judge(self, clip: _Clip, sample: Sample, path: str, facts: Any) -> None:
         """Accepts, crops or leaves out one clip; counts which."""
         report, limits = self.report, self.limits
         if isinstance(facts, str):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import Corpus, Sample, SetPlan
@@ -66,7 +67,7 @@ class Clotho(Corpus):
                 "Scores will say so.",
                 *(table, published, digest),
             )
-        tally = Counter()
+        tally: Counter[str] = Counter()
         return SetPlan(
             name=split,
             corpus=self.name,
@@ -87,7 +88,9 @@ class Clotho(Corpus):
             return {}
         return freesound_ids(self.find(*self.below(file)))
 
-    def _samples(self, table: Path, sources: dict[str, str], tally: Counter):
+    def _samples(
+        self, table: Path, sources: dict[str, str], tally: Counter[str]
+    ) -> Iterator[Sample]:
         for row in read_table(table, ("file_name", *CAPTIONS), tally=tally):
             name = row["file_name"].strip()
             for caption in CAPTIONS:

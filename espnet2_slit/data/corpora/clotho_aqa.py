@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import QUESTION, Corpus, Sample, SetPlan
@@ -62,7 +63,7 @@ class ClothoAQA(Corpus):
         self._votes, self._answers, self._disagreement = votes, answers, disagreement
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        tally = Counter()
+        tally: Counter[str] = Counter()
         candidates, origin = self._candidates(split)
         variant = f"{self._votes} votes, {self._answers} answers"
         if self._votes == "majority":
@@ -92,7 +93,7 @@ class ClothoAQA(Corpus):
         found = {answer for *_, answer in self._merged(source, Counter())}
         return tuple(sorted(found)), f"all merged answers of the {source} split"
 
-    def _merged(self, split: str, tally: Counter):
+    def _merged(self, split: str, tally: Counter[str]):
         """(file, question, answer) after the vote; tallies why others are left out."""
         votes: dict[tuple[str, str], list[str]] = {}
         for row in read_table(self._table(split), self.columns, tally=tally):
@@ -108,7 +109,7 @@ class ClothoAQA(Corpus):
                     continue
                 yield file, question, answer
 
-    def _vote(self, given: list[str], tally: Counter) -> list[str]:
+    def _vote(self, given: list[str], tally: Counter[str]) -> list[str]:
         if not given:
             tally["no answer"] += 1
             return []
@@ -127,7 +128,7 @@ class ClothoAQA(Corpus):
             return []
         return given[:1] if self._disagreement == "first" else given
 
-    def _samples(self, split: str, tally: Counter):
+    def _samples(self, split: str, tally: Counter[str]) -> Iterator[Sample]:
         sources: dict[str, str] = {}
         metadata = self.below("clotho_aqa_metadata.csv")
         if self.has(*metadata):

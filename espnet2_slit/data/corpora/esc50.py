@@ -11,6 +11,7 @@ meta/esc50.csv:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import CLASS, Corpus, Sample, SetPlan
@@ -68,7 +69,7 @@ class ESC50(Corpus):
         return int(number(row["fold"], f"{self._table}: fold of {row['filename']}"))
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        tally = Counter()
+        tally: Counter[str] = Counter()
         variant = "all folds" if split == "all" else f"test fold {self._test}"
         return SetPlan(
             name=split,
@@ -81,7 +82,7 @@ class ESC50(Corpus):
             tally=tally,
         )
 
-    def _samples(self, split: str, tally: Counter):
+    def _samples(self, split: str, tally: Counter[str]) -> Iterator[Sample]:
         for row in read_table(self._table, self.columns):
             fold = self._fold(row)
             here = {self._test: "test", self._valid: "valid"}.get(fold, "train")

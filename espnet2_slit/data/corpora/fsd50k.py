@@ -11,6 +11,7 @@ FSD50K.ground_truth/dev.csv (eval.csv has no split column) and vocabulary.csv:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import CLASS, Corpus, Sample, SetPlan
@@ -30,7 +31,7 @@ class FSD50K(Corpus):
     audio_folders = ("FSD50K.*_audio", "*_audio")
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        tally = Counter()
+        tally: Counter[str] = Counter()
         vocabulary = read_table(
             self._file("vocabulary.csv"), ("index", "label", "mid"), header=False
         )
@@ -49,7 +50,7 @@ class FSD50K(Corpus):
     def _file(self, name: str) -> Path:
         return self.find(f"FSD50K.ground_truth/{name}", f"*/FSD50K.ground_truth/{name}")
 
-    def _samples(self, split: str, tally: Counter):
+    def _samples(self, split: str, tally: Counter[str]) -> Iterator[Sample]:
         part, column = ("eval", ()) if split == "eval" else ("dev", ("split",))
         columns = ("fname", "labels", "mids", *column)
         for row in read_table(self._file(f"{part}.csv"), columns):

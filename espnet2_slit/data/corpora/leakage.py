@@ -108,7 +108,7 @@ def _real(path: str) -> str:
 class _Stretches:
     """Parts of one file, each with its clip, found by time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._parts: set[tuple[float, float, str]] = set()
         self._sorted: list[tuple[float, float, str]] = []
         self._longest = 0.0
@@ -195,7 +195,7 @@ def _compare(folder: Path, tests: Sequence[_TestSet]) -> Iterator[Overlap]:
 class _Met:
     """What a training set was seen to share with one test set."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clips: dict[str, set[str]] = {kind: set() for kind in KINDS}
         self.values: dict[str, set[str]] = {kind: set() for kind in KINDS}
         self.samples: dict[str, None] = {}

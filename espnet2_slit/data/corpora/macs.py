@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -45,7 +46,7 @@ class MACS(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         table = self.find(*self.below("MACS.yaml"))
-        tally = Counter()
+        tally: Counter[str] = Counter()
         share = f"our split by place, {self._test_percent} % test"
         return SetPlan(
             name=split,
@@ -71,7 +72,9 @@ class MACS(Corpus):
             check_fields(entry, ("filename",), str(table))
         return entries
 
-    def _samples(self, table: Path, split: str, tally: Counter):
+    def _samples(
+        self, table: Path, split: str, tally: Counter[str]
+    ) -> Iterator[Sample]:
         for entry in self._listed(table):
             file = entry["filename"]
             place = "-".join(file.split("-")[:3])  # scene-city-location

@@ -12,6 +12,7 @@ The pitch is `pitch` (MIDI); `note` is only a running number.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import CLASS, Corpus, Sample, SetPlan
@@ -47,7 +48,7 @@ class NSynth(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         table = self.find(f"nsynth-{split}/examples.json", f"{split}/examples.json")
-        tally = Counter()
+        tally: Counter[str] = Counter()
         return SetPlan(
             name=split,
             corpus=self.name,
@@ -58,7 +59,7 @@ class NSynth(Corpus):
             tally=tally,
         )
 
-    def _samples(self, table: Path, tally: Counter):
+    def _samples(self, table: Path, tally: Counter[str]) -> Iterator[Sample]:
         field = self._target if self._target == "pitch" else f"{self._target}_str"
         for name, note in read_json_items(table, (field,)):
             tally["rows"] += 1

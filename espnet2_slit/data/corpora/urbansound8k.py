@@ -11,6 +11,7 @@ Slices of one recording are in one fold, so folds are never reshuffled.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.base import CLASS, Corpus, Sample, SetPlan
@@ -45,7 +46,7 @@ class UrbanSound8K(Corpus):
         self._test, self._valid = test_fold, valid_fold
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
-        tally = Counter()
+        tally: Counter[str] = Counter()
         rows = read_table(self._table, self.columns)
         return SetPlan(
             name=split,
@@ -58,7 +59,7 @@ class UrbanSound8K(Corpus):
             tally=tally,
         )
 
-    def _samples(self, split: str, tally: Counter):
+    def _samples(self, split: str, tally: Counter[str]) -> Iterator[Sample]:
         for row in read_table(self._table, self.columns):
             file = row["slice_file_name"]
             fold = int(number(row["fold"], f"{self._table}: fold of {file}"))

@@ -11,6 +11,7 @@ The corpus is video: extract the sound first (ffmpeg -i x.mp4 -ac 1 -ar 16000 x.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.audiocaps import youtube_names
@@ -31,7 +32,7 @@ class VGGSound(Corpus):
 
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         table = self.find(*self.below("vggsound.csv"))
-        tally = Counter()
+        tally: Counter[str] = Counter()
         rows = read_table(table, self.columns, header=False)
         return SetPlan(
             name=split,
@@ -42,7 +43,9 @@ class VGGSound(Corpus):
             tally=tally,
         )
 
-    def _samples(self, table: Path, split: str, tally: Counter):
+    def _samples(
+        self, table: Path, split: str, tally: Counter[str]
+    ) -> Iterator[Sample]:
         for row in read_table(table, self.columns, header=False):
             if row["split"].strip() != split:
                 continue

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from espnet2_slit.data.corpora.audio_index import strip_suffix
@@ -88,7 +89,7 @@ class WavCaps(Corpus):
     def plan(self, split: str, evaluation: bool) -> SetPlan:
         file, _, _ = PARTS[split]
         table = self.find(*self.below(file))
-        tally = Counter()
+        tally: Counter[str] = Counter()
         lists = ", ".join(self._blacklists) or "none"
         return SetPlan(
             name=split,
@@ -101,7 +102,9 @@ class WavCaps(Corpus):
             tally=tally,
         )
 
-    def _samples(self, table: Path, split: str, tally: Counter):
+    def _samples(
+        self, table: Path, split: str, tally: Counter[str]
+    ) -> Iterator[Sample]:
         banned = self._banned.get(PARTS[split][2], set())
         for _, row in read_json_items(table, ("id",), "data"):
             tally["rows"] += 1
