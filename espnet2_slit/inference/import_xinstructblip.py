@@ -191,11 +191,14 @@ def import_xinstructblip(
             "fill_windows": TRAINED_WINDOWS,
             "max_windows": MAX_WINDOWS,
         },
+        connector="qformer",
+        connector_conf={},
         qformer_tokenizer=_absolute(qformer_tokenizer),
         qformer_conf={
             **{k: v for k, v in sizes.items() if k not in _BUILT},
             "max_windows": 1,  # no window positions: the released model has none
             "query_window_s": QUERY_WINDOW_S,
+            "max_query_windows": MAX_WINDOWS,
         },
         language_model=os.path.abspath(language_model),
         language_model_conf={

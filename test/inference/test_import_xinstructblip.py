@@ -367,7 +367,6 @@ def test_its_qformer_starts_a_representation_stage(system, cached, clips, tmp_pa
     config = yaml.safe_load((system / "finetune_instruction.yaml").read_text())
     for name in ("language_model", "language_model_conf", "preprocessor_conf"):
         del config[name]
-    del config["qformer_conf"]["query_window_s"]
     config.update(model="representation", model_conf={"joint_width": 8})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     init = f"{system / 'model.pth'}:qformer:qformer"
