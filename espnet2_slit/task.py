@@ -467,7 +467,7 @@ class SLITTask(AbsTask):
         if "precision" in args.model_conf:
             args.model_conf["precision"] = choose_precision(
                 args.model_conf["precision"],
-                "cuda" if args.ngpu else "cpu",
+                "cuda" if getattr(args, "ngpu", 0) else "cpu",
                 option="model_conf.precision",
             )
         # Loading frozen parts draws random numbers; the trained parts must start

@@ -16,6 +16,7 @@ from espnet2_slit.common.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "egs2/slit/slit1/conf/espnet3/training_representation_mini.yaml"
+SYSTEM = ROOT / "egs3/slit/esp2_slit"
 TINY = {"width": 16, "layers": 2, "heads": 2, "feed_forward": 32, "num_queries": 3,
         "max_text_length": 64, "dropout": 0.0}  # fmt: skip
 # ESPnet-EZ imports every task of ESPnet, some with packages that others do not need.
@@ -27,10 +28,13 @@ except ImportError as error:
     NO_EZ = f"ESPnet-EZ cannot be imported here ({error})"
 
 
-@pytest.mark.skipif(
+needs_espnet3 = pytest.mark.skipif(
     not (compat.is_installed("espnet3") and compat.is_installed("lightning")),
     reason="ESPnet3 needs espnet[train] 202609 or newer",
 )
+
+
+@needs_espnet3
 def test_espnet3_trains_the_shipped_configuration(
     tiny_features, tiny_parts, tmp_path, monkeypatch
 ):
@@ -76,6 +80,85 @@ def test_espnet3_trains_the_shipped_configuration(
     moved = [n for n, w in weights.items() if not torch.equal(w, untrained[n])]
     assert len(moved) > len(weights) / 2
     assert all(torch.isfinite(w.float()).all() for w in weights.values())
+
+
+def tiny_training(stage, parts, folder):
+    """A shipped training configuration of the ESPnet3 system on the tiny corpus."""
+    file = SYSTEM / "conf" / f"training_{stage}.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["create_dataset"] = {
+        "sets": ["train", "valid"], "data": "data", "raw": "dump/raw",
+    }  # fmt: skip
+    config["encoder"] = {"name": "beats", "path": str(parts.beats)}
+    config.update(train_set="train", valid_set="valid")
+    config["qformer_tokenizer"] = str(parts.tokenizer)
+    if "language_model" in config:
+        config["language_model"] = str(parts.t5)
+    config["model"]["qformer_conf"] = TINY
+    for name in ("train", "valid"):
+        factory = config["dataloader"][name]["iter_factory"]
+        factory["num_workers"] = 0
+        factory["batches"]["batch_size"] = 4
+    config["trainer"].update(max_epochs=2, log_every_n_steps=1)
+    path = folder / f"training_{stage}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@needs_espnet3
+def test_the_espnet3_system_from_data_to_a_packed_model(
+    tiny_corpus, tiny_parts, tmp_path, monkeypatch
+):
+    """Three trainings, one after the other; then decoded, scored, packed, a demo."""
+    import json
+    import shutil
+
+    from espnet3.systems.launch import launch
+
+    from espnet2_slit import SLIT
+    from espnet2_slit.inference.espnet3 import SLITSystem
+
+    here = tmp_path / "egs3" / "slit" / "esp2_slit"
+    shutil.copytree(tiny_corpus / "data", here / "data")
+    monkeypatch.chdir(here)
+
+    def run(*words):
+        argv = [str(word) for word in words]
+        launch(SLITSystem, conf_package="egs3.TEMPLATE.esp2_asr", argv=argv)
+
+    for stage in ("representation", "generative", "instruction"):
+        config = tiny_training(stage, tiny_parts, here)
+        before = ["create_dataset", "encode"] if stage == "representation" else []
+        run("--stages", *before, "train", "--training_config", config)
+    for name in ("inference", "metrics", "publication", "demo"):
+        shutil.copy(SYSTEM / "conf" / f"{name}.yaml", here)
+    config = yaml.safe_load((here / "inference.yaml").read_text())
+    config["dataset"]["test"] = [{"name": "test_qa", "data_src_args": {
+        "path": "dump/mini_beats/valid"}}]  # fmt: skip
+    (here / "inference.yaml").write_text(yaml.safe_dump(config))
+    run("--stages", "infer", "--inference_config", "inference.yaml")
+    run("--stages", "measure", "--metrics_config", "metrics.yaml")
+    run("--stages", "pack_model", "--publication_config", "publication.yaml")
+    run("--stages", "pack_demo", "--demo_config", "demo.yaml")
+
+    folder = here / "exp" / "instruction"
+    scores = json.loads((folder / "inference" / "metrics.json").read_text())
+    (found,) = scores.values()
+    assert 0 <= found["test_qa"]["accuracy"] <= 100
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert "generative" in config["initialized_from"][0]
+    system = SLIT.from_pretrained(folder)
+    assert system.representation is not None
+    clip = str(next((tiny_corpus / "wav").glob("valid-*.wav")))
+    options = {"max_new_tokens": 4}
+    for other in (folder / "slit_mini.zip", here / "demo" / "model"):
+        moved = {"audio_encoder": str(tiny_parts.beats),
+                 "language_model": str(tiny_parts.t5)}  # fmt: skip
+        opened = SLIT.from_pretrained(other, cache_dir=tmp_path / "cache", **moved)
+        assert opened.caption(clip, options=options) == system.caption(
+            clip, options=options
+        )
+    assert (here / "demo" / "app.py").is_file()
 
 
 @pytest.mark.skipif(bool(NO_EZ), reason=NO_EZ)

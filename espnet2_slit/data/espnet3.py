@@ -7,16 +7,21 @@ stage makes of them is the preprocessor's. Needs ESPnet 202609 or newer (espnet[
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet2_slit.common import compat
 from espnet2_slit.data.kaldi_dir import read_map
+from espnet2_slit.data.prepare import prepare_sets
 
 compat.prepare_espnet_import()
 
 from espnet2.train.dataset import ESPnetDataset  # noqa: E402
 
 try:
+    from espnet3.components.data import dataset_builder  # noqa: E402
     from espnet3.components.data.base_dataset import BaseDataset  # noqa: E402
     from espnet3.contract import Field  # noqa: E402
 except ImportError as error:
@@ -69,3 +74,38 @@ class Dataset(BaseDataset):
         sample = index if isinstance(index, str) else self.ids[index]
         strings = {name: table[sample] for name, table in self.strings.items()}
         return {**self.audio[sample][1], **strings}
+
+
+class DatasetBuilder(dataset_builder.DatasetBuilder):
+    """Data directories, made by a command where they are not there, then checked.
+
+    Its arguments stand in a training's `create_dataset`: `sets`, names of the data
+    directories; `data`, the folder that they lie in; `raw`, where checked ones go;
+    `command`, words of a program that makes them.
+    """
+
+    def is_source_prepared(self, sets: Sequence[str], data: str, **others: Any) -> bool:
+        """Whether the data directories are there."""
+        return all((Path(data) / name / "wav.scp").is_file() for name in sets)
+
+    def prepare_source(self, command: Sequence[str] = (), **others: Any) -> None:
+        """Run the command that makes them.
+
+        Raises:
+            ValueError: none is given.
+            subprocess.CalledProcessError: it failed.
+        """
+        if not command:
+            raise ValueError(
+                "create_dataset: expected the data directories of `sets` below `data`, "
+                "or a `command` that makes them; found neither."
+            )
+        subprocess.run([str(word) for word in command], check=True)
+
+    def is_built(self, sets: Sequence[str], raw: str, **others: Any) -> bool:
+        """Whether they have been checked."""
+        return all((Path(raw) / name / "report.json").is_file() for name in sets)
+
+    def build(self, sets: Sequence[str], data: str, raw: str, **others: Any) -> None:
+        """Check each clip once and write the directories to train from."""
+        prepare_sets([(Path(data) / name, Path(raw) / name) for name in sets])
