@@ -1,8 +1,23 @@
 """What the two processes of the `two_ranks` fixture do: one start pays for all."""
 
+import importlib
 from pathlib import Path
 
 import torch
+import torch.multiprocessing as mp
+
+
+def spawn(module, function, *args):
+    """Run a test module's function(rank, *args) in two processes of their own.
+
+    The processes find it by the module's plain name: pytest's own name for a test
+    module is not one that Python can import.
+    """
+    mp.spawn(_call, args=(module, function, args), nprocs=2)
+
+
+def _call(rank, module, function, args):
+    getattr(importlib.import_module(module), function)(rank, *args)
 
 
 def rank_main(rank, folder, lm_folder, commands, bad_command, whole, killed):

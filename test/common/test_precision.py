@@ -48,7 +48,7 @@ def test_float32_leaves_an_outer_autocast_alone():
 
 
 def test_the_choice_is_logged_once(cpu, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger=owner.__name__):
         for _ in range(3):
             choose_precision("auto")
     said = [r.getMessage() for r in caplog.records if "auto is" in r.getMessage()]

@@ -225,7 +225,7 @@ CASES = {
     "list: no such": Case("data", "list none", 1, ("none: no such folder",)),
     # prepare
     "prepare: no source": Case("data", "prepare none out", 1, ("none: no such folder", "expected a data directory")),
-    "prepare: no wav.scp": Case("data", "prepare d out", 1, ("wav.scp: no such file", "Expected"), data(wav__scp=None)),
+    "prepare: no wav.scp": Case("data", "prepare d out", 1, ("d: no wav.scp", "expected a data directory", "Make it first"), data(wav__scp=None)),
     "prepare: id twice": Case("data", "prepare d out", 1, ("'a' comes twice", "slit_data fix"), data(wav__scp="a x\na y\n")),
     "prepare: no audio": Case("data", "prepare d out", 1, ("none of 1 clips is usable", "missing audio", "a:"),
                               audio(lambda p: None), ("audio",)),
@@ -327,7 +327,7 @@ CASES = {
     "score: nothing": Case("score", SCORE, 1, ("expected one of --decode_dir, --predictions and --folds", "found 0")),
     "score: where to": Case("score", "--folds a b", 2, ("--output_dir is needed",)),
     "score: no decoding": Case("score", SCORE + "--decode_dir none", 1, ("none", "expected")),
-    "score: incomplete": Case("score", SCORE + "--decode_dir copy", 1, ("expected decode.json", "run it again (stage 5)"),
+    "score: incomplete": Case("score", SCORE + "--decode_dir copy", 1, ("expected decode.json", "run it again, it continues"),
                               copied("case_decode", first("decode.json", lambda b: None))),
     "score: cut decode.json": Case("score", SCORE + "--decode_dir copy", 1, ("decode.json", "expected JSON", "decode again"),
                                    copied("case_decode", first("decode.json", half))),

@@ -228,8 +228,8 @@ def test_audio_removed_while_it_is_encoded_is_named(
     away = tmp_path / "09.wav"
     measure = feature_cache.measure
 
-    def then_remove(*args):
-        found = measure(*args)
+    def then_remove(*args, **known):
+        found = measure(*args, **known)
         shutil.move(gone, away)  # after the headers were read
         return found
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tiny_qformer import tiny_batch, tiny_heads, tiny_qformer, training_losses
 
@@ -340,7 +340,7 @@ def rank_main(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ranks"))
-    mp.spawn(rank_main, args=(folder,), nprocs=2)
+    ranks.spawn("test_objectives", "rank_main", folder)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,9 +1,9 @@
 """Queries for each window: windows are clips of their own, and no result needs more."""
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from test_language_model import inputs, padded, prefix_of
 from test_qformer import EXACT, all_outputs, rows
@@ -189,7 +189,7 @@ def rank_main(rank, folder):
 
 
 def test_two_ranks_of_unequal_windows_are_one_rank(tmp_path):
-    mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    ranks.spawn("test_query_windows", "rank_main", str(tmp_path))
     whole = rank_step(rows(tiny_batch(), [0, 1, 3, 5, 4, 2]))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
