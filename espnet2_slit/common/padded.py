@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+IGNORED = -100  # as a target: nothing is predicted here
+
 
 class Padded(NamedTuple):
     """Sequences padded at their ends to the longest.
@@ -57,6 +59,11 @@ class Padded(NamedTuple):
         values = [lengthen(part.values, longest) for part in parts]
         lengths = [part.lengths for part in parts if part.lengths is not None]
         return Padded(torch.cat(values), torch.cat(lengths) if lengths else None)
+
+
+def is_on_host(lengths: Tensor) -> bool:
+    """Whether a look at these numbers is free; elsewhere it waits for all work."""
+    return lengths.device.type == "cpu"
 
 
 def lengthen(x: Tensor, longest: int) -> Tensor:

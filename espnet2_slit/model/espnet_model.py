@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.padded import Padded
+from espnet2_slit.common.padded import IGNORED, Padded
 from espnet2_slit.common.precision import autocast, check_precision
 from espnet2_slit.model.frame_stack import FrameStack
 from espnet2_slit.model.objectives import (
@@ -341,7 +341,7 @@ class RepresentationModel(SLITModel):
         logits, targets = self.qformer.forward_generation(queries, text)  # (N_pred, V)
         loss = generation(logits, targets, batch, self.label_smoothing)
         correct = (logits.argmax(1) == targets).sum().float()
-        return loss, global_mean(correct, targets.numel(), batch)
+        return loss, global_mean(correct, (targets != IGNORED).sum(), batch)
 
     # -- for inference --
 

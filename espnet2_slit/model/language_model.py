@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet2_slit.common.identity import fingerprint
-from espnet2_slit.common.padded import Padded
+from espnet2_slit.common.padded import IGNORED, Padded, is_on_host
 from espnet2_slit.data.prompt_encoder import PromptEncoder
 from espnet2_slit.model.cpu_attention import use_fast_attention
 from espnet2_slit.model.frozen import Frozen
@@ -185,8 +185,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Negative log-likelihood of the targets; gradients reach the prefix.
 
-        Logits are computed at positions that predict a token of a target and nowhere
-        else.
+        On a CPU logits are computed at positions that predict a token of a target and
+        nowhere else; to leave out padding elsewhere would be a wait for the device.
 
         Args:
             prefix: (B, Q, D_l) in any floating dtype.
@@ -198,7 +198,7 @@ class LanguageModel(nn.Module):
             scalar), and how many of them were the most likely token (int64 scalar).
         """
         mask, target_ids = target.mask(), target.values
-        rows, columns = mask.nonzero(as_tuple=True)
+        rows, columns = _places(mask)
         embedded, used = self._inputs(prefix, prompt)
         if self.kind == "seq2seq":
             states, used = self._encode(embedded, used)
@@ -219,8 +219,10 @@ class LanguageModel(nn.Module):
             with self._project_only(rows, first[rows] + columns - 1):
                 output = self.frozen(inputs_embeds=embedded, use_cache=False)
         logits = self._projected(output.logits, len(rows))
-        labels = target_ids[rows, columns]
-        total = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        labels = target_ids.masked_fill(~mask, IGNORED)[rows, columns]
+        total = nn.functional.cross_entropy(
+            logits, labels, ignore_index=IGNORED, reduction="sum"
+        )
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
         return total, mask.sum(), correct
 
@@ -595,6 +597,16 @@ def _start_id(model: nn.Module, path: str) -> int | None:
 
 
 # --------------------------------------------------------------- tensors of sequences
+
+
+def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is real; of everything where to ask would be a wait."""
+    if is_on_host(mask):
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns
+    count, longest = mask.shape
+    steps = torch.arange(count * longest, device=mask.device)
+    return steps // longest, steps % longest
 
 
 def _align(embedded: Tensor, used: Tensor, side: str) -> tuple[Tensor, Tensor]:

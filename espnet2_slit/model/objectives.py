@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet2_slit.common.padded import Padded
+from espnet2_slit.common.padded import IGNORED, Padded
 from espnet2_slit.model.ranks import World, gather_rows, global_mean
 
 # -- heads --------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def generation(
 
     Args:
         logits: (N, V) of the positions that predict a real token.
-        targets: (N,) ids.
+        targets: (N,) ids; IGNORED where there is nothing to predict.
         batch_size: B of this rank.
         label_smoothing: in [0, 1), spread over the vocabulary.
 
@@ -384,6 +384,10 @@ def generation(
     Source: salesforce/LAVIS@506965b blip2_qformer.py:249-266.
     """
     total = F.cross_entropy(
-        logits.float(), targets, reduction="sum", label_smoothing=label_smoothing
+        logits.float(),
+        targets,
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
-    return global_mean(total, targets.numel(), batch_size)
+    return global_mean(total, (targets != IGNORED).sum(), batch_size)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from espnet2_slit.common.padded import is_on_host
+
 ROW_MULTIPLE = 32  # of packed rows in bfloat16, see pads_rows_to_multiple
 
 
@@ -46,7 +48,7 @@ class PackedText:
         self.tokens: int | None = None  # how many of them are real; None: all
         self.key_mask: Tensor | None = None  # (S, L) True = real
         if pack is None:
-            pack = lengths.device.type == "cpu"
+            pack = is_on_host(lengths)
         if not pack:
             self.longest = width
             self.key_mask = torch.arange(width, device=self.device) < lengths[:, None]

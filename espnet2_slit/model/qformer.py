@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from espnet2_slit.common.padded import Padded, lengthen
+from espnet2_slit.common.padded import IGNORED, Padded, is_on_host, lengthen
 from espnet2_slit.model.packed_text import PackedText
 from espnet2_slit.model.qformer_layers import (
     FrameKV,
@@ -224,11 +224,11 @@ class QFormer(nn.Module):
                 "cache that belongs to it."
             )
         frames, windows, counts = self._query_windows(frames)
-        longest, device = frames.values.size(1), frames.values.device
+        longest = frames.values.size(1)
         mask = None
-        # on an accelerator a look at the lengths would wait for all work so far
-        if frames.lengths is not None and not (
-            device.type == "cpu" and bool((frames.lengths == longest).all())
+        lengths = frames.lengths
+        if lengths is not None and not (
+            is_on_host(lengths) and bool((lengths == longest).all())
         ):
             mask = frames.mask()[:, None, None]
         normalised = self._normalised(frames.values)
@@ -346,15 +346,16 @@ class QFormer(nn.Module):
         """Predict each text from its clip's queries, left to right.
 
         The first token is replaced by [DEC]. The last real token predicts nothing and
-        nobody looks back at it, so it is no input, and the logits cover exactly the
-        positions that predict a real token.
+        nobody looks back at it, so it is no input. On a CPU the logits cover exactly
+        the positions that predict a real token; elsewhere that would be a wait, and
+        positions that predict padding have the target IGNORED.
 
         Args:
             queries: of `forward_queries`, B clips.
             text: (B, L) ids, [CLS] ... [SEP], at least 2 of each text.
 
         Returns:
-            logits (N_pred, V) and targets (N_pred,), N_pred = sum of lengths - 1.
+            logits (N_pred, V) and targets (N_pred,), N_pred >= sum of lengths - 1.
 
         Raises:
             ValueError: without language head, or with queries that have seen an
@@ -371,8 +372,10 @@ class QFormer(nn.Module):
         inputs = text.values[:, :-1].clone()
         inputs[:, 0] = self.bos_id
         lengths = None if text.lengths is None else text.lengths - 1
-        layout, rows = self._embed_text(Padded(inputs, lengths), pack=True)
+        layout, rows = self._embed_text(Padded(inputs, lengths))
         targets, _ = layout.ids_and_positions(text.values[:, 1:])
+        if layout.tokens is None and layout.key_mask is not None:
+            targets = targets.masked_fill(~layout.key_mask.flatten(), IGNORED)
         shape = layout.longest, layout.longest
         causal = torch.ones(shape, dtype=torch.bool, device=inputs.device).tril()
         # padding comes after the text, so the causal mask hides it as well
@@ -470,9 +473,7 @@ class QFormer(nn.Module):
         tokens = self.embedding_norm(self.query_tokens)
         return self.embedding_dropout(tokens.expand(count, -1, -1))
 
-    def _embed_text(
-        self, text: Padded, pack: bool | None = None
-    ) -> tuple[PackedText, Tensor]:
+    def _embed_text(self, text: Padded) -> tuple[PackedText, Tensor]:
         """(S, L) ids -> layout and (n, D_q) rows."""
         ids = text.values
         if self.embedding is None:
@@ -489,7 +490,7 @@ class QFormer(nn.Module):
         lengths = text.lengths
         if lengths is None:
             lengths = torch.full((len(ids),), ids.size(1), device=ids.device)
-        layout = PackedText(lengths, ids.size(1), pack)
+        layout = PackedText(lengths, ids.size(1))
         rows = self.embedding_norm(self.embedding(*layout.ids_and_positions(ids)))
         return layout, self.embedding_dropout(rows)
 

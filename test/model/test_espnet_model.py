@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from espnet2_slit.common.padded import Padded
 
@@ -259,6 +261,49 @@ def test_inference_methods_agree_with_training(tiny_parts):
     logit = model.match(memory, texts, index, index)
     assert logit.shape == (6,)
     assert model.temperature == pytest.approx(0.07)
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+
+class Waits(TorchDispatchMode):
+    """Notes operators of our own that an accelerator would have to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in WAITS):
+            stack = "".join(traceback.format_stack())
+            if "transformers" not in stack:  # its masks are its own business
+                self.found.append((str(function), stack))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_step_on_an_accelerator_never_waits_and_computes_the_same(
+    stage, precision, tiny_parts, monkeypatch
+):
+    """Its path is run here; operators that need a number on the host are counted."""
+    batch, results = make_batch(stage), []
+    for on_host in (True, False):
+        model = make_model(stage, tiny_parts.t5, precision=precision)
+        if not on_host:
+            for room in ("packed_text", "qformer", "language_model"):
+                name = f"espnet2_slit.model.{room}.is_on_host"
+                monkeypatch.setattr(name, lambda lengths: False)
+        with Waits() as waits:
+            loss, stats, _ = model(**batch)
+            loss.sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append((values(stats), gradients))
+    assert waits.found == []
+    (expected, gradients), (found, others) = results
+    digits = 1e-5 if precision == "float32" else 0.05
+    assert found == pytest.approx(expected, abs=digits)
+    for mine, other in zip(gradients, others, strict=True):
+        assert_close(other, mine, digits)
 
 
 # ---------------------------------------------------------------- frozen parts

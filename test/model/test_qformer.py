@@ -17,7 +17,7 @@ from tiny_qformer import (
     training_losses,
 )
 
-from espnet2_slit.common.padded import Padded
+from espnet2_slit.common.padded import IGNORED, Padded
 from espnet2_slit.model.packed_text import PackedText
 from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.model.qformer_layers import PairBlock
@@ -38,8 +38,8 @@ def all_outputs(qformer: QFormer, batch: dict) -> dict[str, torch.Tensor]:
         "instructed": qformer.forward_queries(memory, text).hidden.values,
         "text": qformer.forward_text(text),
         "pairs": pairs.values,
-        "logits": logits,
-        "targets": targets,
+        "logits": logits[targets != IGNORED],
+        "targets": targets[targets != IGNORED],
     }
 
 
