@@ -50,7 +50,7 @@ def test_clean_gives_one_line_without_control_characters():
     [
         ("development", False, "train"),
         ("validation", False, "valid"),
-        ("val", True, "valid"),
+        ("val", True, "test"),  # the form that was asked for decides, not the name
         ("evaluation", True, "test"),
         ("all", True, "test"),
     ],
