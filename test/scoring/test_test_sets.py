@@ -299,6 +299,23 @@ def test_several_labels_a_clip_are_scored_by_map(case, tmp_path):
     assert row.value == pytest.approx(1.0)
 
 
+def test_any_of_several_published_answers_is_right(case, tmp_path):
+    data = tmp_path / "test_qa"
+    shutil.copytree(case[0] / "test_qa", data)
+    truth = read_map(data / "text")
+    ids = sorted(truth)
+    lines = [f"{i} {answer}" for i in ids for answer in (truth[i], "maybe so")]
+    (data / "references").write_text("\n".join(sorted(lines)) + "\n")
+    said = dict.fromkeys(ids, "Maybe so.") | {ids[0]: "never", ids[1]: truth[ids[1]]}
+    path = tmp_path / "answers"
+    path.write_text("".join(f"{i} {answer}\n" for i, answer in said.items()))
+    table = ScoreTable("peer", resamples=10)
+    score_predictions(table, data, "question_answering", path)
+    row = table.row("test_qa/question_answering/free/all_rows/exact_match")
+    assert row.value == pytest.approx(1 - 1 / len(ids))
+    assert "any of the answers" in row.protocol["right"]
+
+
 def test_bad_prediction_files_are_named(case, tmp_path):
     table = ScoreTable("peer")
     data = case[0] / "test_caption"
