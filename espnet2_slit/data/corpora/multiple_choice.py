@@ -196,19 +196,19 @@ class MMAR(_MultipleChoice):
 
 
 class DCASEQuestions(_MultipleChoice):
-    """Reads the audio questions of DCASE 2025 and 2026 (task 5).
+    """Reads the audio questions of DCASE 2025 and 2026 (task 5), tested on development.
 
     Args:
         root: holds dev.jsonl and train.jsonl, or folders dev and train of JSON files.
     """
 
     name = "dcase_aqa"
-    splits = ("train", "dev")
-    default_splits = ("dev",)
-    evaluation_splits = ("dev",)
+    splits = ("train", "development")
+    default_splits = ("development",)
+    evaluation_splits = ("development",)
     train_splits = ("train",)
     files = {
         "train": ("train.jsonl", "train.json", "train/*.json", "*/train/*.json"),
-        "dev": ("dev.jsonl", "dev.json", "dev/*.json", "*/dev/*.json"),
+        "development": ("dev.jsonl", "dev.json", "dev/*.json", "*/dev/*.json"),
     }
     categories = ("category", "task", "type", "source")

@@ -71,7 +71,7 @@ def test_training_questions_show_their_options(tree, build, column):
     (asked,) = column(folder, "instruction").values()
     assert asked == choice_question("Which sound is it?", ["Man", "A dog"])
     assert not (folder / "choices").exists()
-    folder, _ = build(corpus, "dev")
+    folder, _ = build(corpus, "development")
     assert list(column(folder, "choices").values()) == ['["Man", "A dog"]']
     assert list(column(folder, "text").values()) == ["A dog"]
     assert json.loads((folder / "set.json").read_text())["split"] == "test"
