@@ -199,9 +199,9 @@ def safe_id(namespace: str, name: str) -> str:
 
 def role(split: str, evaluation: bool) -> str:
     """What a split is for: train, valid or test, whatever its publisher calls it."""
-    if split in ("val", "valid", "validation", "dev"):
-        return "valid"
-    return "test" if evaluation else "train"
+    if evaluation:
+        return "test"
+    return "valid" if split in ("val", "valid", "validation", "dev") else "train"
 
 
 @dataclass(slots=True)
