@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import dry_run  # noqa: E402
 
+from espnet2_slit.common.padded import Padded  # noqa: E402
+
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_task_and_constructors_know_every_key(file):
@@ -71,6 +73,28 @@ def test_architectures_have_the_published_number_of_parameters(name, millions):
         millions, abs=0.1
     )
     assert {p.device.type for p in lm.frozen.module.parameters()} == {"meta"}
+
+
+SMALL = {"width": 24, "layers": 1, "heads": 2, "feed_forward": 8}
+
+
+@pytest.mark.parametrize(
+    "conf, vectors",
+    [
+        ({"qformer_conf": SMALL}, 32),
+        ({"qformer_conf": SMALL | {"num_queries": 8, "query_window_s": 5.12}}, 16),
+        ({"connector": "linear", "connector_conf": {"stack": 8}}, 62),
+        ({"connector": "mlp", "connector_conf": {"stack": 10, "hidden": 9}}, 50),
+    ],
+)
+def test_vectors_of_ten_seconds_are_those_of_the_model(conf, vectors):
+    plan = dry_run.Plan("generative", conf, "")
+    assert dry_run.prefix_vectors(plan, 10.0) == vectors
+    language_model = torch.nn.Module()
+    language_model.width = 16
+    model = plan.model(language_model)
+    frames = torch.randn(2, dry_run.frames_of(10.0), model.encoder_width)
+    assert model.prefix(Padded(frames)).values.shape == (2, vectors, 16)
 
 
 def test_kept_bytes_counts_activations_once_and_no_weights():

@@ -35,6 +35,7 @@ ARCHITECTURES = json.loads((HERE / "architectures.json").read_text())
 GIB, MIB = 1 << 30, 1 << 20
 BERT_VOCABULARY = 30523  # bert-base-uncased and [DEC]
 CAPTION = 24  # tokens: the mean of AudioCaps and Clotho captions, rounded up
+FRAMES_PER_SECOND = 50.0  # of BEATs
 INSTRUCTION = 16  # tokens of an instruction, with its marks
 DECODING_BATCH, BEAMS, NEW_TOKENS = 16, 5, 40
 STAGES = ("representation", "generative", "instruction")
@@ -174,7 +175,9 @@ class Plan:
             connector = build_frame_stack(kind, width, **conf)
             model_conf = model_conf | dict(connector=connector, instructed=instruction)
             return espnet_model.PromptedModel(None, lm or self.lm(), **model_conf)
-        settings = dict(max_windows=8, frames_per_window=496, frames_per_second=49.6)
+        settings = dict(
+            max_windows=8, frames_per_window=496, frames_per_second=FRAMES_PER_SECOND
+        )
         settings |= self.conf.get("qformer_conf") or {}
         qformer = QFormer(
             encoder_width=width,
@@ -214,18 +217,31 @@ def _tokenizer(facts: dict):
     )
 
 
+def frames_of(seconds: float) -> int:
+    """Frames of BEATs."""
+    return (int(seconds * 16000) - 240) // 2560 * 8
+
+
+def prefix_vectors(plan: Plan, seconds: float) -> int:
+    """Vectors that a clip becomes in the language model's input."""
+    frames = frames_of(seconds)
+    if plan.conf.get("connector", "qformer") != "qformer":
+        return -(-frames // (plan.conf.get("connector_conf") or {}).get("stack", 8))
+    conf = plan.conf.get("qformer_conf") or {}
+    window = round(conf.get("query_window_s", 0.0) * FRAMES_PER_SECOND) or frames
+    return -(-frames // window) * conf.get("num_queries", 32)
+
+
 def batch_of(plan: Plan, batch: int, seconds: float) -> dict[str, torch.Tensor]:
     """A training batch of cached frames and texts of usual length."""
-    columns = (int(seconds * 16000) - 240) // 2560
-    frames = torch.randn(
-        batch, columns * 8, ARCHITECTURES["beats"]["encoder_embed_dim"]
-    )
+    length = frames_of(seconds)
+    frames = torch.randn(batch, length, ARCHITECTURES["beats"]["encoder_embed_dim"])
 
     def text(name: str, length: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(100, 200, (batch, length))
         return {name: ids, f"{name}_lengths": torch.full((batch,), length)}
 
-    arrays = {"feats": frames, "feats_lengths": torch.full((batch,), columns * 8)}
+    arrays = {"feats": frames, "feats_lengths": torch.full((batch,), length)}
     if plan.stage == "representation":
         names = torch.arange(batch).unsqueeze(1)
         return (
@@ -298,7 +314,7 @@ def activation_bytes(plan: Plan, lm, seconds: float) -> tuple[float, float]:
     # Activations are a constant, so much per layer, and so much per logit: small models
     # tell them, where a whole one would not fit.
     base, deeper, wider = (
-        _lm_growth(plan, *sizes, model.qformer.num_queries, seconds)
+        _lm_growth(plan, *sizes, prefix_vectors(plan, seconds), seconds)
         for sizes in ((1, 1000), (2, 1000), (1, 2000))
     )
     per_layer, per_word = deeper - base, (wider - base) / 1000
@@ -332,11 +348,10 @@ def _growth(plan: Plan, compute, modules) -> float:
     return float(more - few)
 
 
-def cache_bytes(plan: Plan) -> int:
+def cache_bytes(plan: Plan, seconds: float) -> int:
     """Keys and values of the language model while a batch is decoded with beams."""
     facts = ARCHITECTURES[plan.language_model]
-    queries = (plan.conf.get("qformer_conf") or {}).get("num_queries", 32)
-    context = queries + INSTRUCTION + NEW_TOKENS
+    context = prefix_vectors(plan, seconds) + INSTRUCTION + NEW_TOKENS
     if facts["model_type"] == "t5":  # self-attention of new tokens, cross of the rest
         layers, heads, width = facts["num_decoder_layers"], facts["num_heads"], 64
     else:
@@ -436,7 +451,7 @@ def report(file: Path, options: argparse.Namespace) -> None:
         f"{training / GIB:,.1f} GiB = weights and AdamW {states / GIB:,.1f} + frozen "
         f"{frozen / GIB:,.1f} + batch {batch * per_clip / GIB:,.1f}",
     )
-    cache = cache_bytes(plan) if lm else 0
+    cache = cache_bytes(plan, options.seconds) if lm else 0
     decoding = 4 * (trained + carried) + frozen + size(encoder) + cache
     beams = f", {BEAMS} beams" if lm else ""
     line(f"decoding, batch {DECODING_BATCH}{beams}", f"{decoding / GIB:,.1f} GiB")

@@ -129,19 +129,13 @@ class QFormer(nn.Module):
             language_head = text_branch
         _check_sizes(width, heads, initial_std, max_windows, frames_per_window)
         _check_vocabulary(vocab_size, bos_id, text_branch, language_head)
-        self.encoder_width = encoder_width
-        self.vocab_size = vocab_size
-        self.width = width
-        self.heads = heads
-        self.feed_forward = feed_forward
-        self.num_queries = num_queries
+        self.encoder_width, self.vocab_size = encoder_width, vocab_size
+        self.width, self.heads, self.feed_forward = width, heads, feed_forward
+        self.num_queries, self.max_text_length = num_queries, max_text_length
         self.cross_attention_every = cross_attention_every
-        self.max_text_length = max_text_length
         self.layer_norm_eps = layer_norm_eps
-        self.pad_id = pad_id
-        self.bos_id = bos_id
-        self.max_windows = max_windows
-        self.frames_per_window = frames_per_window
+        self.pad_id, self.bos_id = pad_id, bos_id
+        self.max_windows, self.frames_per_window = max_windows, frames_per_window
         self.frames_per_second = frames_per_second
         self.max_query_windows = max_query_windows
         self.query_window_frames = _frames_of_window(
