@@ -2,14 +2,14 @@
 """Paired bootstrap comparison of two scored systems on the items they share."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet2_slit.common.files import write_json
 from espnet2_slit.scoring.compare import compare_systems
-from espnet2_slit.scoring.metrics.score_table import show, write_atomically
+from espnet2_slit.scoring.metrics.score_table import show
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def main(cmd: Sequence[str] | None = None) -> int:
         content = {"schema": 1, "a": str(args.a), "b": str(args.b)}
         content |= {"resamples": args.resamples, "seed": args.seed}
         content |= {"comparisons": rows, "only_one_has": alone}
-        write_atomically(args.output, json.dumps(content, indent=1) + "\n")
+        write_json(args.output, content)
     return 0
 
 

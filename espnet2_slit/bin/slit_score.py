@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.common.files import write_text
 from espnet2_slit.scoring.controls import (
     ControlRow,
     compare_with_control,
@@ -31,7 +32,6 @@ from espnet2_slit.scoring.metrics.score_table import (
     markdown_tables,
     protocol_lines,
     read_scores,
-    write_atomically,
     write_items,
     write_scores,
 )
@@ -105,6 +105,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="NAME=SCORES.JSON",
         help="Other systems' scores to show beside, NAME= is optional",
     )
+    _add_metric_options(parser)
+    return parser
+
+
+def _add_metric_options(parser: argparse.ArgumentParser) -> None:
     captions = parser.add_argument_group("caption metrics")
     captions.add_argument(
         "--tokenizer",
@@ -134,7 +139,6 @@ def get_parser() -> argparse.ArgumentParser:
         "--decode_dir and its other stages",
     )
     output.add_argument("--log_level", default="INFO")
-    return parser
 
 
 def environment() -> dict[str, str]:
@@ -334,7 +338,7 @@ def write_results(
     write_items(args.output_dir / "items.npz", table)
     write_scores(args.output_dir / "scores.json", table, **more)
     results = results_markdown(scored, peers, command, env, title)
-    write_atomically(args.output_dir / "RESULTS.md", results)
+    write_text(args.output_dir / "RESULTS.md", results)
     if args.report:
         stages = training_stages(args.decode_dir, args.exp_dirs)
         write_report(

@@ -82,6 +82,11 @@ def _add(
         [questions.clip[i] for i in ids],
         questions.kinds(ids),
     )
+    if questions.accepted is not None:
+        accepted = [questions.accepted.get(i, [questions.truth[i]]) for i in ids]
+        of_clip = [questions.clip[i] for i in ids]
+        found = question_answering.any_answer(hypotheses, accepted, of_clip)
+        result["any_answer"] = found
     for name, variant in result.items():
         protocol = {
             "answering": answering,

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_slit.data.choices import rotated, rotated_files
-from espnet2_slit.data.kaldi_dir import clip_of, read_map
+from espnet2_slit.data.kaldi_dir import asks_questions, clip_of, read_map
 from espnet2_slit.scoring.metrics import multiple_choice
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed
-from espnet2_slit.scoring.read import ScoringError, TaskOfSet, check_ids
+from espnet2_slit.scoring.read import (
+    ScoringError,
+    TaskOfSet,
+    check_ids,
+    read_references,
+)
 
 CHANCE = "one of a question's options at random"
 ANSWERING = {
@@ -31,6 +36,7 @@ class Questions:
         question: id -> text.
         clip: id -> clip that it is about.
         kind: id -> category; None: the set has none.
+        accepted: id -> all right answers; None: the set has one each.
     """
 
     ids: list[str]
@@ -38,6 +44,7 @@ class Questions:
     question: dict[str, str]
     clip: dict[str, str]
     kind: dict[str, str] | None
+    accepted: dict[str, list[str]] | None
 
     def without(self, ids: Collection[str]) -> Questions:
         """These questions but some."""
@@ -49,7 +56,7 @@ class Questions:
 
 
 def read_questions(data_dir: Path) -> Questions:
-    """`text`, `instruction`, `utt2audio` and `utt2kind` of a set."""
+    """`text`, `references`, `instruction`, `utt2audio` and `utt2kind` of a set."""
     truth = read_map(data_dir / "text")
     kinds = data_dir / "utt2kind"
     clips = clip_of(data_dir)
@@ -59,6 +66,11 @@ def read_questions(data_dir: Path) -> Questions:
         question=read_map(data_dir / "instruction"),
         clip={i: clips.get(i, i) for i in truth},
         kind=read_map(kinds) if kinds.is_file() else None,
+        accepted=(
+            read_references(data_dir)
+            if asks_questions(data_dir) and (data_dir / "references").is_file()
+            else None
+        ),
     )
 
 

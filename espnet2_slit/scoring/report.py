@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from espnet2_slit.common.files import write_text
 from espnet2_slit.scoring.examples import Players, Source, read_clip
 from espnet2_slit.scoring.metrics.score_table import (
     TASK_TITLES,
@@ -25,7 +26,6 @@ from espnet2_slit.scoring.metrics.score_table import (
     show,
     task_tables,
     title,
-    write_atomically,
 )
 from espnet2_slit.scoring.train_log import Stage
 
@@ -401,7 +401,7 @@ def write_report(
         "Attention of the queries": _attention_section(decode_dir, found),
         "Not computed": _not_computed_section(table),
     }
-    write_atomically(path, _page(table.system, environment or {}, sections))
+    write_text(path, _page(table.system, environment or {}, sections))
 
 
 _LEGEND = (

@@ -84,6 +84,18 @@ def test_ranked_options_that_were_not_decoded_are_said(case):
     )
 
 
+def test_several_right_answers_have_a_row(case):
+    (case[0] / "references").write_text("q4 yes\nq4 indeed\n")
+    (case[1] / "question_answering" / "text").write_text(
+        "q1 (A)\nq2 cat\nq3 twice\nq4 Indeed.\n"
+    )
+    table = ScoreTable("ours", resamples=50)
+    score_set(table, *case)
+    rows = rows_of(table)
+    assert rows["free/all_rows/exact_match"].value == 0, "the commonest answer alone"
+    assert rows["free/any_answer/exact_match"].value == 1
+
+
 @pytest.mark.parametrize("line", ['q1 "dog"', 'q1 ["dog"]', "q1 dog, cat", "q1 [1, 2]"])
 def test_choices_that_are_no_list_of_texts_are_named(tmp_path, line):
     (tmp_path / "choices").write_text(line + "\n")

@@ -120,6 +120,38 @@ def exact_match(
     }
 
 
+def any_answer(
+    hypotheses: Sequence[str], accepted: Sequence[Sequence[str]], clips: Sequence[str]
+) -> VariantScore:
+    """Exact match with any of several right answers.
+
+    Args:
+        hypotheses: N answers of the system.
+        accepted: N lists of right answers, at least one each.
+        clips: N clip ids; rows of one clip are resampled together.
+
+    Returns:
+        VariantScore; `majority` is the share of rows that accept the answer which most
+        rows accept.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    right = [{normalise(answer) for answer in answers} for answers in accepted]
+    correct = [
+        float(normalise(h) in some) for h, some in zip(hypotheses, right, strict=True)
+    ]
+    counts = Counter(answer for some in right for answer in some)
+    names, groups = np.unique(list(clips), return_inverse=True)
+    return VariantScore(
+        items=grouped_mean_items(np.array(correct), groups, len(names)),
+        clips=names.tolist(),
+        n=len(right),
+        majority=counts.most_common(1)[0][1] / len(right),
+        question_prior=None,
+    )
+
+
 def _variant(
     chosen: list[int],
     correct: np.ndarray,

@@ -7,8 +7,6 @@ behind them, from which two systems are compared later.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.files import atomic, write_json
 from espnet2_slit.scoring.metrics.bootstrap import (
     Items,
     NotComputed,
@@ -206,25 +205,6 @@ class ScoreTable:
         }
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write bytes or text so that the file is whole or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(data, str):
-        data = data.encode("utf-8")
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as f:
-            f.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say of which file
-        raise
-
-
 def write_scores(path: Path, table: ScoreTable, **more: Any) -> None:
     """Write scores.json.
 
@@ -233,8 +213,7 @@ def write_scores(path: Path, table: ScoreTable, **more: Any) -> None:
         table: ScoreTable.
         more: further top-level values, e.g. environment, command.
     """
-    text = json.dumps(table.to_json(**more), indent=1, ensure_ascii=False)
-    write_atomically(path, text + "\n")
+    write_json(path, table.to_json(**more))
 
 
 def read_scores(path: Path) -> tuple[ScoreTable, dict[str, Any]]:
@@ -296,11 +275,8 @@ def write_items(path: Path, table: ScoreTable) -> None:
             "units": unit_names[unit_key],
         }
     arrays["index"] = np.array(json.dumps({"schema": SCHEMA, "scores": index}))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, path)
+    with atomic(path) as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def read_items(path: Path) -> dict[str, tuple[Items, np.ndarray]]:

@@ -2,7 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espnet2_slit.scoring.metrics.question_answering import exact_match, normalise
+from espnet2_slit.scoring.metrics.question_answering import (
+    any_answer,
+    exact_match,
+    normalise,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +98,11 @@ def test_bad_rows_are_refused():
         exact_match(["yes"], ["yes", "no"], ["q", "r"], ["a", "b"])
     with pytest.raises(ValueError, match="found 1 empty.*'!' to 'r'"):
         exact_match(["yes", ""], ["yes", "!"], ["q", "r"], ["a", "b"])
+
+
+def test_any_of_several_answers_is_right():
+    accepted = [["yes", "no"], ["a dog", "Dog."], ["two"]]
+    found = any_answer(["No.", "dog", "three"], accepted, ["a", "a", "b"])
+    assert found.items.value == pytest.approx(2 / 3)
+    assert found.n == 3 and found.clips == ["a", "b"]
+    assert found.majority == pytest.approx(1 / 3)

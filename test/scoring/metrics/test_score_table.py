@@ -11,7 +11,6 @@ from espnet2_slit.scoring.metrics.score_table import (
     read_scores,
     show,
     title,
-    write_atomically,
     write_items,
     write_scores,
 )
@@ -102,13 +101,14 @@ def test_unknown_row_and_unknown_schema_are_named(table, tmp_path):
         read_items(tmp_path / "items.npz")
 
 
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "x.json"
-    write_atomically(path, "old")
+def test_failed_write_leaves_the_old_file(tmp_path, table):
+    path = tmp_path / "scores.json"
+    write_scores(path, table)
+    old = path.read_text()
     with pytest.raises(TypeError):
-        write_atomically(path, 5)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+        write_scores(path, table, command=object())
+    assert path.read_text() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
 
 
 @pytest.mark.parametrize(
