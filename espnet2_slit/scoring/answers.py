@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from espnet2_slit.common.files import read_lines
 from espnet2_slit.common.templates import lettered
 from espnet2_slit.data.choices import read_choices
-from espnet2_slit.data.kaldi_dir import asks_questions, read_map, read_pairs
+from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring import choices
 from espnet2_slit.scoring.choices import Questions, read_questions
 from espnet2_slit.scoring.metrics import multiple_choice, question_answering
 from espnet2_slit.scoring.metrics.bootstrap import NotComputed
 from espnet2_slit.scoring.read import EXAMPLES, TaskOfSet, check_ids, spread
 
+# Where `references` hold several right answers of a question.
+RIGHT = {"any_answer": "any of the answers that annotators gave"}
 CHANCE = "the most frequent answer of these rows"
 
 
@@ -72,12 +72,9 @@ def _add(
             empty,
             len(ids),
         )
-    accepted = _accepted(task.data_dir)
-    if accepted:
-        extra = extra | {"right": "any of the answers that annotators gave"}
     result = question_answering.exact_match(
         hypotheses,
-        [_nearest(answers[i], [questions.truth[i], *accepted.get(i, [])]) for i in ids],
+        [questions.truth[i] for i in ids],
         [questions.question.get(i, "") for i in ids],
         [questions.clip[i] for i in ids],
         questions.kinds(ids),
@@ -91,6 +88,7 @@ def _add(
         protocol = {
             "answering": answering,
             "rows": name,
+            "right": RIGHT.get(name, "the answer of `text`"),
             "normalisation": question_answering.NORMALISATION,
             "empty_answers": empty,
             "resampled": "clips",
@@ -107,22 +105,6 @@ def _add(
             variant.clips,
             {"exact_match": variant.majority},
         )
-
-
-def _accepted(data_dir: Path) -> dict[str, list[str]]:
-    """All answers to each question, where several were published; {} else."""
-    found: dict[str, list[str]] = {}
-    if (data_dir / "references").is_file() and asks_questions(data_dir):
-        for key, answer in read_pairs(data_dir / "references"):
-            found.setdefault(key, []).append(answer)
-    return found
-
-
-def _nearest(said: str, accepted: Sequence[str]) -> str:
-    """The accepted answer that was given; the first where none was."""
-    normalise = question_answering.normalise
-    same = (answer for answer in accepted if normalise(answer) == normalise(said))
-    return next(same, accepted[0])
 
 
 def _examples(

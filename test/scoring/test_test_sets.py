@@ -311,9 +311,12 @@ def test_any_of_several_published_answers_is_right(case, tmp_path):
     path.write_text("".join(f"{i} {answer}\n" for i, answer in said.items()))
     table = ScoreTable("peer", resamples=10)
     score_predictions(table, data, "question_answering", path)
-    row = table.row("test_qa/question_answering/free/all_rows/exact_match")
+    row = table.row("test_qa/question_answering/free/any_answer/exact_match")
     assert row.value == pytest.approx(1 - 1 / len(ids))
     assert "any of the answers" in row.protocol["right"]
+    assert row.chance == 1, "chance does not depend on what the system said"
+    row = table.row("test_qa/question_answering/free/all_rows/exact_match")
+    assert row.value == pytest.approx(1 / len(ids)), "the answer of text alone"
 
 
 def test_bad_prediction_files_are_named(case, tmp_path):
