@@ -18,7 +18,7 @@ PROGRAMS = {
     "data": ("slit_data", "check, mend, join, cut and make data directories"),
     "corpus": ("slit_corpus", "make data directories of public corpora"),
     "encode": ("slit_encode", "cache frames of the frozen audio encoder"),
-    "train": ("slit_train", "train one stage (recipes call it)"),
+    "train": ("slit_train", "run one training (recipes call it)"),
     "decode": ("slit_inference", "decode evaluation sets"),
     "fetch": ("slit_fetch", "fetch a frozen part by a short name, with its checksums"),
     "pack": ("slit_pack", "link, pack and publish a system"),

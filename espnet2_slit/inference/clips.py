@@ -186,7 +186,7 @@ def refuse_too_long(name: str, duration_s: float, longest_s: float) -> None:
         raise AudioError(
             f"{name}: lasts {duration_s:.1f} s, this system reads at most"
             f" {longest_s:.1f} s at once. Take it in windows (window_s of caption, or"
-            " moments; an index and a search do so by themselves), or cut it."
+            " moments; an index has windows of its own), or cut it."
         )
 
 

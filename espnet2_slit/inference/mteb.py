@@ -56,7 +56,7 @@ class SLITEncoder:
         if self.model.representation is None:
             raise InferenceError(
                 f"{model_name}: embeddings need a representation part, this system has"
-                " none. Link a stage-1 experiment to it (slit_pack --link true)."
+                " none. Link a representation experiment to it (slit_pack --link true)."
             )
 
     @property
@@ -65,7 +65,7 @@ class SLITEncoder:
         part = self.model.require("representation")
         return part.model.heads.text_projection.out_features
 
-    def get_text_embeddings(self, inputs, **kwargs: Any) -> np.ndarray:
+    def get_text_embeddings(self, inputs: Any, **kwargs: Any) -> np.ndarray:
         """Texts of a loader: (M, E) float32, unit length.
 
         Args:
@@ -75,7 +75,7 @@ class SLITEncoder:
         texts = [text for batch in inputs for text in batch["text"]]
         return self.model.embed_text(texts)
 
-    def get_audio_embeddings(self, inputs, **kwargs: Any) -> np.ndarray:
+    def get_audio_embeddings(self, inputs: Any, **kwargs: Any) -> np.ndarray:
         """Clips of a loader: (N, Q * E) float32, unit length.
 
         Args:
@@ -91,7 +91,7 @@ class SLITEncoder:
             raise InferenceError("expected clips to embed, found an empty loader.")
         return np.concatenate(rows)
 
-    def _embed(self, clips) -> np.ndarray:
+    def _embed(self, clips: Any) -> np.ndarray:
         """(B, Q * E) of dicts with an array and its rate."""
         audio = [(np.asarray(c["array"]), int(c["sampling_rate"])) for c in clips]
         embedded = self.model.embed_audio(audio)  # (B,Q,E)
@@ -99,7 +99,7 @@ class SLITEncoder:
 
     def encode(
         self,
-        inputs,
+        inputs: Any,
         *,
         task_metadata: Any = None,
         hf_split: str = "",
@@ -136,7 +136,7 @@ class SLITEncoder:
             return self.get_text_embeddings(inputs, **kwargs)
         return self.get_audio_embeddings(inputs, **kwargs)
 
-    def similarity(self, embeddings1, embeddings2) -> torch.Tensor:
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Cosines of all rows with all rows: (N1, N2) float32.
 
         Of a clip and a text that of the query nearest to the text, as in `SLIT.search`;
@@ -157,7 +157,7 @@ class SLITEncoder:
             scores = similarity(_queries(one, width), other).T
         return torch.from_numpy(np.ascontiguousarray(scores))
 
-    def similarity_pairwise(self, embeddings1, embeddings2) -> torch.Tensor:
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """`similarity` of row i with row i: (N,) float32.
 
         Args:
@@ -168,7 +168,7 @@ class SLITEncoder:
         return torch.stack([self.similarity(*pair)[0, 0] for pair in pairs])
 
     @property
-    def mteb_model_meta(self):
+    def mteb_model_meta(self) -> Any:
         """mteb's model card.
 
         Raises:
@@ -215,7 +215,7 @@ def _columns(rows: list[dict]) -> dict:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _table(embeddings) -> np.ndarray:
+def _table(embeddings: Any) -> np.ndarray:
     """(N, width) float32 from an array or tensor; one row may come alone."""
     if isinstance(embeddings, torch.Tensor):
         embeddings = embeddings.float().cpu().numpy()

@@ -258,6 +258,7 @@ def text_of(tab, label):
 
 def test_visitor_uploads_and_asks_everything(tab, slit, page, folder):
     clip = folder / "clip1.wav"
+    tab.get_by_label("Clear").first.click()  # the clip that the page brings
     tab.locator("input[type=file]").first.set_input_files(clip)
     tab.get_by_text("clip1.wav").or_(tab.locator("#waveform")).first.wait_for()
     tab.get_by_role("button", name="Play").first.wait_for()
