@@ -38,6 +38,7 @@ extras_require = {
     "datasets": ["datasets>=3"],
     "score": ["pycocoevalcap>=1.2"],
     "demo": ["gradio"],
+    "mcp": ["mcp>=2"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
     "completion": ["shtab"],
     "notebook": ["notebook", "ipykernel"],

@@ -193,6 +193,10 @@ def get_parser():
     )
     add_model(command)
 
+    command = add("mcp", mcp, "tools for assistants on this machine (extra: mcp)")
+    command.add_argument("--folder", help="of audio, to be searched")
+    add_model(command)
+
     command = add("completion", completion, "print what makes the Tab key work")
     command.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
 
@@ -628,6 +632,16 @@ def serve(args):
     slit = load(args)
     print(f"slit: serving on http://{args.host}:{args.port}/docs", file=sys.stderr)
     run(slit, args.folder, args.host, args.port, args.token, limits)
+    return 0
+
+
+def mcp(args):
+    """`slit mcp`."""
+    from espnet2_slit.inference.mcp import build_server
+
+    with contextlib.redirect_stdout(sys.stderr):  # the protocol owns it
+        server = build_server(load(args), args.folder)
+    server.run()
     return 0
 
 
