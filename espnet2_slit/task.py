@@ -507,9 +507,10 @@ class SLITTask(AbsTask):
                 args.connector, facts["width"], **args.connector_conf
             )
             parts["qformer"] = qformer = None
-        model = model_choices.get_class(args.model)(
-            audio_encoder=audio_encoder, **parts, **args.model_conf
-        )
+        # a printed configuration holds defaults, of which the stage decides some
+        conf = {**args.model_conf, "audio_encoder": audio_encoder, **parts}
+        conf.pop("extract_feats_in_collect_stats", None)  # is ESPnet's
+        model = model_choices.get_class(args.model)(**conf)
         if args.qformer_init and not args.init_param and qformer is not None:
             from espnet2_slit.model.qformer_weights import load_pretrained_qformer
 

@@ -419,7 +419,7 @@ def test_a_part_that_was_a_folder_is_not_asked_from_the_hub(
     tmp_path, monkeypatch, tiny_parts, tiny_features, train_command
 ):
     """A relative path of two parts looks like "owner/name"."""
-    from espnet2_slit.model import language_model
+    from espnet2_slit.model import load_language_model as loading
     from espnet2_slit.task import IdentityError
 
     monkeypatch.chdir(tmp_path)
@@ -430,13 +430,13 @@ def test_a_part_that_was_a_folder_is_not_asked_from_the_hub(
     assert config(folder)["qformer_tokenizer_identity"]["local"] is True
     shutil.move("models/t5", "models/moved")
     asked = []
-    loader = language_model.load_language_model
+    loader = loading.load_language_model
 
     def watch(path, **conf):
         asked.append(path)
         return loader("models/moved", **conf)
 
-    monkeypatch.setattr(language_model, "load_language_model", watch)
+    monkeypatch.setattr(loading, "load_language_model", watch)
     gone = "language_model: expected a file or folder at models/t5"
     with pytest.raises(IdentityError, match=gone):
         load(folder, "1epoch.pth")
@@ -799,10 +799,22 @@ def test_printed_config_can_be_given_back(monkeypatch, tmp_path):
     args = SLITTask.get_parser().parse_args(["--config", str(path)])
     assert args.model == "generative" and args.qformer_conf == {"width": 24}
     assert args.model_conf == {
+        "instructed": False,
         "carry_text_branch": True,
         "precision": "float32",
-        "extract_feats_in_collect_stats": False,
     }
+
+
+def test_printed_defaults_do_not_change_what_a_stage_trains(tmp_path, tiny_parts):
+    """Such a configuration says `instructed`, and older ones a switch of ESPnet's."""
+    import tiny_system
+
+    defaults = "{instructed: false, extract_feats_in_collect_stats: false}"
+    folder = tiny_system.experiment(
+        tmp_path / "x", tiny_parts, "instruction", model_conf=defaults
+    )
+    model, _ = load(folder)
+    assert model.qformer.embedding.word.weight.requires_grad
 
 
 def test_defaults_fit_a_bare_installation():
