@@ -40,6 +40,7 @@ extras_require = {
     "demo": ["gradio"],
     "mcp": ["mcp>=2"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "completion": ["shtab"],
     "notebook": ["notebook", "ipykernel"],
     "mteb": ["mteb>=2.20"],

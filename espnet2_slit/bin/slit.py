@@ -126,6 +126,21 @@ def get_parser():
     )
     add_model(command)
 
+    command = add(
+        "prompt-embeds", embed_prompts, "write what vLLM takes as prompt_embeds (.pt)"
+    )
+    add_files(command)
+    command.add_argument("--out", required=True, help="folder of <file>.pt")
+    command.add_argument("--instruction", help="other wording than a caption's")
+    add_model(command)
+
+    command = add("export", export, "write the embedder for onnxruntime (extra: onnx)")
+    command.add_argument("--onnx", required=True, metavar="DIR", help="folder to make")
+    command.add_argument(
+        "--quantize", action="store_true", help="also with weights of 8 bits"
+    )
+    add_model(command)
+
     command = add("info", info, "what is in a checkpoint, without building it")
     command.add_argument("model", nargs="?", default=os.environ.get("SLIT_MODEL"))
 
@@ -452,6 +467,34 @@ def embed(args):
         wide = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         print(f"{args.output}: {wide}")
     return 0 if len(content.get("files", ())) == len(args.files) else 1
+
+
+def embed_prompts(args):
+    """`slit prompt-embeds`."""
+    from espnet2_slit.inference.prompt_embeds import write_prompt_embeds
+
+    slit = load(args)
+    written = write_prompt_embeds(slit, args.files, args.out, args.instruction)
+    pairs = zip(args.files, [str(path) for path in written], strict=True)
+    return put(args, "prompt_embeds", pairs)
+
+
+def export(args):
+    """`slit export`."""
+    from espnet2_slit.inference.export import export_onnx
+
+    facts = export_onnx(load(args), args.onnx, args.quantize)
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, graph in facts["graphs"].items():
+        print(
+            f"{args.onnx}/{name}.onnx: {', '.join(graph['inputs'])} -> vectors,"
+            f" {graph['error']:.1e} from PyTorch, {graph['milliseconds']:.1f} ms"
+        )
+    if facts["encoder_left_out"]:
+        print(f"without the audio encoder: {facts['encoder_left_out']}")
+    return 0
 
 
 def update_index(args, slit, rebuild=False):

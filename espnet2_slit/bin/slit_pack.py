@@ -47,6 +47,12 @@ def get_parser():
     )
     parser.add_argument("--licence_file", help="its text, packed as LICENSE")
     parser.add_argument("--name", default="", help="for the model card")
+    parser.add_argument(
+        "--datasets",
+        nargs="*",
+        default=[],
+        help="names on the Hugging Face Hub of what it was trained on",
+    )
     parser.add_argument("--card", default="", help="opening text of the model card")
     return parser
 
@@ -68,6 +74,7 @@ def pack_as_asked(args, outpath):
         licence_file=args.licence_file,
         name=args.name,
         card=args.card,
+        datasets=args.datasets,
     )
     size = Path(outpath).stat().st_size
     logging.info("packed %s (%.1f MB)", outpath, size / 1e6)

@@ -62,8 +62,11 @@ class Padded(NamedTuple):
 
 
 def is_on_host(lengths: Tensor) -> bool:
-    """Whether a look at these numbers is free; elsewhere it waits for all work."""
-    return lengths.device.type == "cpu"
+    """Whether a look at these numbers is free; elsewhere it waits for all work.
+
+    While a graph is traced, which is to serve any lengths, there is nothing to look at.
+    """
+    return lengths.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def lengthen(x: Tensor, longest: int) -> Tensor:

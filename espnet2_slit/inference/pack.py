@@ -11,6 +11,7 @@ Owns the layout of an archive, which is one of ESPnet's model zoo (`meta.yaml`, 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from espnet2_slit.common.archives import extract
-from espnet2_slit.common.files import write_json
+from espnet2_slit.common.files import write_json, write_text
 from espnet2_slit.common.identity import comes_from_hub
 from espnet2_slit.inference.system import (
     ARCHIVES,
@@ -31,6 +32,13 @@ from espnet2_slit.inference.system import (
     resolve,
 )
 
+# Tasks of scores.json by the names that the Hub has for them.
+HUB_TASKS = {
+    "caption": "audio-text-to-text",
+    "question_answering": "audio-text-to-text",
+    "classification": "zero-shot-audio-classification",
+    "retrieval": "feature-extraction",
+}
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 # Facts of the machine that trained it; they say nothing about the model.
 LOCAL_KEYS = (
@@ -66,6 +74,7 @@ def pack(
     licence_file=None,
     name="",
     card="",
+    datasets=(),
 ):
     """Pack a system into an archive of ESPnet's model zoo.
 
@@ -78,6 +87,7 @@ def pack(
         licence_file: its text.
         name: of the system, for the model card.
         card: text that the model card opens with.
+        datasets: names on the Hugging Face Hub of what it was trained on.
 
     Returns:
         Path of the archive.
@@ -123,8 +133,10 @@ def pack(
         results_text = ""
         if (stage / "RESULTS.md").is_file():
             results_text = (stage / "RESULTS.md").read_text(encoding="utf-8")
-        (stage / "README.md").write_text(
-            model_card(content, card, results_text), encoding="utf-8"
+        scores = [row for file in results for row in _scores_beside(Path(file))]
+        write_text(
+            stage / "README.md",
+            model_card(content, card, results_text, scores, datasets),
         )
         listed = {*files.values(), *yaml_files.values()}
         option = sorted(
@@ -144,6 +156,14 @@ def pack(
             )
         os.replace(part_file, outpath)
     return outpath
+
+
+def _scores_beside(results):
+    """Rows of the scores.json that a RESULTS.md was written from."""
+    file = results.with_name("scores.json")
+    if results.name != "RESULTS.md" or not file.is_file():
+        return []
+    return json.loads(file.read_text(encoding="utf-8"))["scores"]
 
 
 def _stage_frozen(system, stage, include_frozen):
@@ -269,20 +289,42 @@ def portable_config(config, packed):
     return config
 
 
-def model_card(content, card="", results=""):
+def model_card(content, card="", results="", scores=(), datasets=()):
     """README.md of an archive, in the form that Hugging Face reads.
 
     Args:
         content: of slit.json.
         card: opening text.
         results: content of RESULTS.md.
+        scores: rows of scores.json; those with a value become its model-index.
+        datasets: names on the Hub of what it was trained on.
     """
-    header = {
-        "tags": ["espnet", "espnet2_slit", "audio", "audio-captioning"],
-        "library_name": "espnet2_slit",
-        "license": content.get("licence") or "other",
-    }
-    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", ""]
+    from huggingface_hub import EvalResult, ModelCardData
+
+    generates = "generator" in content
+    measured = [
+        EvalResult(
+            task_type=HUB_TASKS.get(row["task"], row["task"]),
+            dataset_type=row["set"],
+            dataset_name=row["set"],
+            metric_type=row["metric"],
+            metric_value=round(row["value"], 6),
+            # the protocol of a value: two of other names are not comparable
+            metric_name=row["key"].partition("/")[2],
+        )
+        for row in scores
+        if row["value"] is not None
+    ]
+    header = ModelCardData(
+        license=content.get("licence") or "other",
+        library_name="espnet2_slit",
+        tags=["espnet", "espnet2_slit", "audio", "audio-captioning"],
+        pipeline_tag="audio-text-to-text" if generates else "feature-extraction",
+        datasets=list(datasets) or None,
+        model_name=content["name"],
+        eval_results=measured or None,
+    )
+    lines = ["---", header.to_yaml().strip(), "---", ""]
     lines += [f"# {content['name']}", ""]
     lines += [card or "An audio-language model trained with espnet2_slit.", ""]
     lines += ["## Use", "", "```python", "from espnet2_slit import SLIT", ""]

@@ -279,6 +279,22 @@ class LanguageModel(nn.Module):
         texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
+    @torch.no_grad()
+    def embed_prompt(
+        self, prefix: Padded, prompt: Padded | None = None
+    ) -> list[Tensor]:
+        """What the model reads of each row before it writes, without padding.
+
+        Args:
+            prefix: (B, Q, D_l).
+            prompt: (B, L) ids, or None: those of an empty prompt.
+
+        Returns:
+            B tensors (N, D_l) in the model's dtype.
+        """
+        embedded, used = self._inputs(prefix, prompt)
+        return [row[kept] for row, kept in zip(embedded, used.bool(), strict=True)]
+
     def _generation_config(self, options: GenerationOptions):
         from transformers import GenerationConfig
 

@@ -55,6 +55,12 @@ def folder(tmp_path_factory, tiny_parts):
     folder = recipe / "exp" / "tiny_instruction"
     (folder / "decode_a").mkdir()
     (folder / "decode_a" / "RESULTS.md").write_text("# RESULTS\n\n| cider_d | 0.5 |\n")
+    row = {"set": "a", "task": "caption", "metric": "cider_d", "value": 0.5}
+    rows = [
+        {**row, "key": "a/caption/cider_d"},
+        {**row, "metric": "spice", "value": None, "key": "a/caption/spice"},
+    ]
+    (folder / "decode_a" / "scores.json").write_text(json.dumps({"scores": rows}))
     return folder
 
 
@@ -172,6 +178,24 @@ def test_archive_holds_results_card_and_identities(whole, tiny_parts):
     frozen = json.loads(read(whole, "slit.json"))["frozen"]
     assert frozen["audio_encoder"]["fingerprint"] == fingerprint(tiny_parts.beats)
     assert frozen["language_model"]["included"] is True
+
+
+def test_the_card_has_what_the_hub_reads(folder, whole, tmp_path):
+    """By the Hub's own reader: scores as model-index, task, library, licence."""
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(read(whole, "README.md")).data
+    assert data.pipeline_tag == "audio-text-to-text"
+    assert (data.library_name, data.license) == ("espnet2_slit", "apache-2.0")
+    (result,) = data.eval_results  # what was not computed is no score
+    assert (result.metric_type, result.metric_value) == ("cider_d", 0.5)
+    assert (result.dataset_name, result.metric_name) == ("a", "caption/cider_d")
+    alone = folder.parent / "tiny_representation"
+    words = ["--exp", str(alone), "--outpath", str(tmp_path / "a.zip")]
+    assert slit_pack.main([*words, "--datasets", "me/sounds", "me/more"]) == 0
+    data = ModelCard(read(tmp_path / "a.zip", "README.md")).data
+    assert data.pipeline_tag == "feature-extraction"
+    assert data.datasets == ["me/sounds", "me/more"] and not data.eval_results
 
 
 def test_archive_says_what_was_trained_on(folder, tmp_path):
