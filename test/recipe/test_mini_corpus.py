@@ -622,15 +622,6 @@ def test_tags_name_what_sounds_when():
     assert not any(f"class {m} {s}" in index for m, s in mini.UNSEEN_CLASSES)
 
 
-def test_average_precision_is_sklearns():
-    metrics = pytest.importorskip("sklearn.metrics")
-    encoder_module = _local("mini_encoder")
-    rng = np.random.default_rng(0)
-    scores, targets = rng.standard_normal(200), rng.integers(0, 2, 200)
-    expected = metrics.average_precision_score(targets, scores)
-    assert encoder_module.average_precision(scores, targets) == pytest.approx(expected)
-
-
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
     module = _local("mini_language_model")

@@ -30,6 +30,7 @@ from mini_corpus import (
     SOURCES,
     scene_from_json,
 )
+from sklearn.metrics import average_precision_score
 
 from espnet2_slit.common.compat import BeatsEncoder
 from espnet2_slit.common.files import atomic
@@ -241,22 +242,6 @@ def load_split(audio_dir, split):
     return items
 
 
-def average_precision(scores, targets):
-    """Area under precision over recall, as sklearn's average_precision_score.
-
-    Args:
-        scores: (N,) array.
-        targets: (N,) array of 0 and 1 with at least one 1.
-
-    Returns:
-        float in (0, 1].
-    """
-    order = np.argsort(-scores, kind="stable")
-    hits = targets[order]
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float((precision * hits).sum() / hits.sum())
-
-
 # ---------------------------------------------------------------------------------
 # Training
 # ---------------------------------------------------------------------------------
@@ -362,7 +347,7 @@ def evaluate(encoder, tagger, items):
     kinds = {"all": []}
     for column, name in enumerate(tag_names()):
         if targets[:, column].any():
-            value = average_precision(scores[:, column], targets[:, column])
+            value = average_precision_score(targets[:, column], scores[:, column])
             kinds["all"].append(value)
             kinds.setdefault(name.split()[0], []).append(value)
     names = ("all", "source", "manner", "class", "slow", "fast", "order", "repetition")
