@@ -42,6 +42,16 @@ def get_parser():
         command.add_argument("--json", action="store_true", help="print JSON lines")
         return command
 
+    add_listening(add)
+    add_searching(add)
+    add_serving(add)
+    for name, (program, text) in PROGRAMS.items():
+        commands.add_parser(name, help=f"{text}: see slit {name} --help ({program})")
+    return parser
+
+
+def add_listening(add):
+    """Commands that say something of audio files."""
     command = add("caption", caption, "describe audio files")
     add_files(command)
     command.add_argument("--instruction", help="other wording than the default")
@@ -88,6 +98,9 @@ def get_parser():
     )
     add_model(command)
 
+
+def add_searching(add):
+    """Commands that find audio."""
     command = add("index", index, "embed a folder of audio, for search")
     command.add_argument("folder")
     command.add_argument("--index", help="where it is kept (FOLDER/.slit_index)")
@@ -126,6 +139,9 @@ def get_parser():
     )
     add_model(command)
 
+
+def add_serving(add):
+    """Commands around a system: what it is, and where others use it."""
     command = add(
         "prompt-embeds", embed_prompts, "write what vLLM takes as prompt_embeds (.pt)"
     )
@@ -214,10 +230,6 @@ def get_parser():
 
     command = add("completion", completion, "print what makes the Tab key work")
     command.add_argument("shell", choices=["bash", "zsh", "tcsh", "fish"])
-
-    for name, (program, text) in PROGRAMS.items():
-        commands.add_parser(name, help=f"{text}: see slit {name} --help ({program})")
-    return parser
 
 
 def positive(word):

@@ -25,7 +25,7 @@ from espnet2_slit.inference.classification import (
     label_matches,
     label_similarities,
 )
-from espnet2_slit.inference.clips import clip_list
+from espnet2_slit.inference.clips import AudioClips, clip_list
 from espnet2_slit.inference.engine import BATCH_SECONDS, Engine
 from espnet2_slit.inference.generation import generate, score_candidates
 from espnet2_slit.inference.requests import (
@@ -218,17 +218,10 @@ class SLIT(Engine):
             requests = [(i, instruction) for i in range(len(clips))]
             texts = generate(self, clips, requests, options)
             return texts[0] if one else texts
-        if not MIN_DURATION_S <= window_s <= self.longest_s:
-            raise InferenceError(
-                f"window_s: expected {MIN_DURATION_S} to {self.longest_s:.4g} s, found"
-                f" {window_s}."
-            )
-        parts, places = self.clips(items, sample_rate, any_length=True).cut(window_s)
-        requests = [(i, instruction) for i in range(len(parts))]
-        captions: list[list[WindowCaption]] = [[] for _ in items]
-        texts = generate(self, parts, requests, options)
-        for (clip, start_s, end_s), text in zip(places, texts, strict=True):
-            captions[clip].append(WindowCaption(start_s, end_s, text))
+        captions = _window_captions(
+            self, self.clips(items, sample_rate, any_length=True),
+            window_s, instruction, options,
+        )  # fmt: skip
         return captions[0] if one else captions
 
     def answer(
@@ -476,3 +469,25 @@ def _names(items: Sequence[Any]) -> list[str | None]:
         os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
         for item in items
     ]
+
+
+def _window_captions(
+    slit: SLIT, clips: AudioClips, window_s: float, instruction: str, options: Options
+) -> list[list[WindowCaption]]:
+    """Captions of the windows of each clip.
+
+    Raises:
+        InferenceError: an impossible length.
+    """
+    if not MIN_DURATION_S <= window_s <= slit.longest_s:
+        raise InferenceError(
+            f"window_s: expected {MIN_DURATION_S} to {slit.longest_s:.4g} s, found"
+            f" {window_s}."
+        )
+    parts, places = clips.cut(window_s)
+    requests = [(i, instruction) for i in range(len(parts))]
+    captions: list[list[WindowCaption]] = [[] for _ in range(len(clips))]
+    texts = generate(slit, parts, requests, options)
+    for (clip, start_s, end_s), text in zip(places, texts, strict=True):
+        captions[clip].append(WindowCaption(start_s, end_s, text))
+    return captions
