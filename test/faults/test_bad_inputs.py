@@ -357,7 +357,7 @@ CASES = {
     "run.sh: typo": Case("run.sh", "--stge 1", 2, ("unknown option --stge", "--help")),
     "run.sh: value": Case("run.sh", "--nj", 2, ("--nj needs a value",)),
     "run.sh: a word": Case("run.sh", "go", 2, ("unexpected argument 'go'", "--name value")),
-    "run.sh: number": Case("run.sh", "--stage many", 2, ("expected a number", "found 'many'")),
+    "run.sh: number": Case("run.sh", "--stage many", 2, ("stages are 1 to 8", "found 'many'")),
     "run.pl: log": Case("utils/run.pl", "JOB=1:3 x.log true", 2, ("the log file must contain JOB",)),
 }
 # fmt: on

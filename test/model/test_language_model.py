@@ -515,7 +515,7 @@ def test_a_stated_layout_stands_in_place_of_the_tokenizers(name, load):
     ids = lm.tokenizer("how loud? answer:", add_special_tokens=False).input_ids
     assert lm.encode_prompt(" how loud ") == [9, 1, *ids]
     assert lm.text.head == [1, 7, 8] and not lm.text.uses_chat_template
-    embedded, used = lm._inputs(prefix_of(lm, 1), None, None)
+    embedded, used = lm._inputs(prefix_of(lm, 1), None)
     head = lm.frozen.module.get_input_embeddings()(torch.tensor([1, 7, 8]))
     assert torch.equal(embedded[0, :3], head) and used.all()
     assert lm.identity()["layout"] == LAYOUT and load(name).identity()["layout"] is None
