@@ -244,7 +244,7 @@ class SLITTask(AbsTask):
             conf["augment"] = {**own, **conf["augment"]}
         if args.connector != "qformer":
             conf["qformer_instruction"] = False
-        return SLITPreprocessor(
+        preprocessor = SLITPreprocessor(
             train=train,
             model=args.model,
             qformer_tokenizer=args.qformer_tokenizer,
@@ -253,6 +253,9 @@ class SLITTask(AbsTask):
             feature_width=facts.get("width", 0),
             **conf,
         )
+        if train and getattr(args, "train_dir", ""):
+            preprocessor.say_unknown(args.train_dir)
+        return preprocessor
 
     @classmethod
     def required_data_names(

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any, Dict, List, Union
 
 import numpy as np
@@ -16,11 +17,17 @@ import torch
 
 from espnet2_slit.common import compat, templates
 from espnet2_slit.common.texts import normalize_caption
+from espnet2_slit.data.kaldi_dir import read_pairs
 
 compat.prepare_espnet_import()
 
 from espnet2.train.preprocessor import AbsPreprocessor  # noqa: E402
 
+TEXTS_LOOKED_AT = 5000  # of a set, before training: seconds
+OTHER_LANGUAGES = (
+    "Take a language model and a Q-Former tokenizer of this language, such as"
+    " google/mt5-base and bert-base-multilingual-cased (docs/own_data.md)."
+)
 # Sentences whose ids tell two tokenizers apart that share a vocabulary: case,
 # accents, punctuation, digits, blanks, an unknown character.
 _PROBE = (
@@ -377,6 +384,30 @@ class SLITPreprocessor(AbsPreprocessor):
                 f"preprocessor_conf.max_{_LIMITS[what]}_length to keep it whole."
             )
 
+    def say_unknown(self, folder: Union[str, Path]) -> None:
+        """Say once, before training, how much of a set's texts cannot be written.
+
+        Args:
+            folder: data directory with `text`; of a large one every nth text is read.
+
+        Raises:
+            ValueError: more than half of what was read is unknown to a tokenizer.
+        """
+        texts = [text for _, text in read_pairs(Path(folder) / "text")]
+        texts = texts[:: max(1, len(texts) // TEXTS_LOOKED_AT)]
+        tokenizer = self.tokenizer or self.prompt_encoder.tokenizer
+        shares = [unknown_share(tokenizer, text) for text in texts]
+        odd = sum(share > 0 for share in shares)
+        share = sum(shares) / max(1, len(shares))
+        said = (
+            f"{folder}: {share:.1%} of the text is unknown to the tokenizer of"
+            f" {tokenizer.name_or_path} ({odd} of {len(texts)} texts looked at)"
+        )
+        if share > 0.5:
+            raise ValueError(f"{said}. {OTHER_LANGUAGES}")
+        if odd:
+            logging.warning(f"{said}. {OTHER_LANGUAGES}")
+
     def _check_known(self, uid: str, text: str, ids: List[int], tokenizer) -> None:
         """Count texts that the tokenizer cannot write in full; say so now and then.
 
@@ -393,16 +424,12 @@ class SLITPreprocessor(AbsPreprocessor):
             f"utterance {uid}: {share:.0%} of {text!r:.80} is unknown to the tokenizer"
             f" of {tokenizer.name_or_path}, which writes {tokenizer.unk_token} instead"
         )
-        advice = (
-            "Take a language model and a Q-Former tokenizer of this language, such as"
-            " google/mt5-base and bert-base-multilingual-cased (docs/own_data.md)."
-        )
         if self.train and share > 0.5:
-            raise ValueError(f"{said}. {advice}")
+            raise ValueError(f"{said}. {OTHER_LANGUAGES}")
         if count == 10 ** (len(str(count)) - 1):
             logging.warning(
                 f"{said} ({count} of {seen} texts of this process so far,"
-                f" {count / seen:.1%}). {advice}"
+                f" {count / seen:.1%}). {OTHER_LANGUAGES}"
             )
 
     def _checked_speech(self, uid: str, speech: np.ndarray) -> np.ndarray:

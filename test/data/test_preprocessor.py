@@ -256,6 +256,19 @@ def test_unknown_pieces_are_counted_and_said_now_and_then(make, caplog):
     assert "10 of 20 texts" in said[1] and "50.0%" in said[1]
 
 
+@pytest.mark.parametrize("model", ["representation", "generative"])
+def test_the_share_of_a_set_is_said_once_before_training(make, model, tmp_path, caplog):
+    texts = ["a dog barks", "rain falls", "a bell", f"a dog {CHINESE}"]
+    lines = [f"utt{n} {text}\n" for n, text in enumerate(texts)]
+    (tmp_path / "text").write_text("".join(lines))
+    make(model, train=True).say_unknown(tmp_path)
+    said = [r.message for r in caplog.records if "unknown" in r.message]
+    assert len(said) == 1 and "1 of 4 texts" in said[0] and "10.7% of" in said[0]
+    (tmp_path / "text").write_text(f"a {CHINESE}\nb {HINDI}\nc a dog\n")
+    with pytest.raises(ValueError, match="66.7% of the text is unknown.*2 of 3"):
+        make(model, train=True).say_unknown(tmp_path)
+
+
 def test_the_unknown_share_is_of_characters(tiny_parts):
     for name in ("tokenizer", "t5"):
         from transformers import AutoTokenizer
