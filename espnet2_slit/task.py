@@ -253,7 +253,7 @@ class SLITTask(AbsTask):
             feature_width=facts.get("width", 0),
             **conf,
         )
-        if train and getattr(args, "train_dir", ""):
+        if train and vars(args).get("train_dir"):
             preprocessor.say_unknown(args.train_dir)
         return preprocessor
 
