@@ -783,7 +783,10 @@ def an_environment(folder, version="3.12"):
 
 def test_setup_env_changes_a_foreign_environment_only_when_asked(tmp_path):
     theirs = an_environment(tmp_path / "theirs")
-    script = ROOT / "tools" / "setup_env.sh"
+    checkout = tmp_path / "checkout"  # without the .venv that this one may have
+    shutil.copytree(ROOT / "tools", checkout / "tools")
+    shutil.copy(ROOT / "setup.py", checkout)
+    script = checkout / "tools" / "setup_env.sh"
     active = {"PYTHON": "", "VIRTUAL_ENV": str(tmp_path / "theirs")}
     code, _, err = shell(script, **active)
     assert code == 1 and "SLIT_NO_INSTALL is set" in err
