@@ -138,6 +138,11 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     for log in ("dump/beats_beats/logdir/train_caption", decode / "logdir/decode"):
         assert re.search(r"is (encoded|complete) and kept", log_of(folder, log))
 
+    # What was decoded since then is scored.
+    more = ["--stage", "decode", "--stop_stage", "score"]
+    run(recipe, *more, "--inference_args", "--control silence")
+    assert "### Does it listen?" in (decoded / "RESULTS.md").read_text()
+
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(recipe):

@@ -269,7 +269,7 @@ stage_score() {
     for set in ${test_sets}; do
         [ -f "${decode_dir}/${set}/decode.json" ] ||
             die "no ${decode_dir}/${set}/decode.json: run stage decode first"
-        words+=" $(state "${decode_dir}/${set}/decode.json" "${dumpdir}/raw/${set}"/{references,text})"
+        words+=" $(state "${decode_dir}"/{,control_*/}"${set}"/decode.json "${dumpdir}/raw/${set}"/{references,text})"
     done
     begin "${decode_dir}" RESULTS.md "${words}" || return 0
     # shellcheck disable=SC2086  # a list of options
