@@ -55,6 +55,14 @@ class Grid:
     min_samples: int
     drops_tail: bool
 
+    @classmethod
+    def of_whole_windows(cls, samples: int, frames: int, min_samples: int) -> Grid:
+        """Of an encoder of which only this is known: frames of a full window.
+
+        A last, shorter window gives as many frames as the encoder makes of it.
+        """
+        return cls(samples, 0, frames, 1, min_samples, drops_tail=False)
+
     def steps(self, samples: int) -> int:
         """Steps of audio of that many samples, at least one."""
         beyond = max(samples - self.overhang, 0)

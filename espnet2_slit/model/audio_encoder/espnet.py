@@ -87,13 +87,8 @@ class EspnetAudioEncoder(AudioEncoder):
             weights=path,
             sample_rate=rate,
             width=width,
-            grid=Grid(
-                step=samples,
-                overhang=0,
-                frames_per_step=frames,
-                window_steps=1,
-                min_samples=int(round(min_duration_s * rate)),
-                drops_tail=False,
+            grid=Grid.of_whole_windows(
+                samples, frames, int(round(min_duration_s * rate))
             ),
             max_windows=max_windows,
             windows_per_pass=windows_per_pass,

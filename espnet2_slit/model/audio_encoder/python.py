@@ -74,13 +74,8 @@ class PythonAudioEncoder(AudioEncoder):
             weights=module,
             sample_rate=rate,
             width=width,
-            grid=Grid(
-                step=samples,
-                overhang=0,
-                frames_per_step=frames.shape[1],
-                window_steps=1,
-                min_samples=round(min_duration_s * rate),
-                drops_tail=False,
+            grid=Grid.of_whole_windows(
+                samples, frames.shape[1], round(min_duration_s * rate)
             ),
             max_windows=max_windows,
             windows_per_pass=windows_per_pass,
