@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,34 +166,6 @@ def experiment_folders(decode_dir: Path) -> list[Path]:
     tag = re.sub(rf"_({'|'.join(STAGES)})$", "", experiment.name)
     siblings = [experiment.parent / f"{tag}_{stage}" for stage in STAGES]
     return [p for p in siblings if p.is_dir()] or [experiment]
-
-
-def read_steps(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Values of a log as they were printed.
-
-    Args:
-        path: train.log of an ESPnet training.
-
-    Returns:
-        {value: [(step, mean since the line before), ...]}; steps go on over the epochs,
-        without those after an epoch's last line.
-
-    Raises:
-        ValueError: no line with values in it.
-    """
-    steps: Sequence[Step] = [s for s in read_lines_of(path) if isinstance(s, Step)]
-    if not steps:
-        raise ValueError(
-            f"{path}: expected lines such as '1epoch:train:1-50batch: loss=...', found"
-            " none. Is it the train.log of a training, with a --log_interval?"
-        )
-    longest = max(step.batch for step in steps)
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for step in steps:
-        for name, value in step.values.items():
-            at = (step.epoch - 1) * longest + step.batch
-            curves.setdefault(name, []).append((at, value))
-    return curves
 
 
 # Where the curves of a model start that knows nothing, and how far off them a model has
