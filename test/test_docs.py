@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import tiny_system
 
+from espnet2_slit.bin import shared
 from espnet2_slit.bin import slit as command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def test_commands_of_quick_start_run(workplace, monkeypatch, capsys):
     from espnet2_slit.inference.slit import SLIT
 
     opened = lru_cache(SLIT.from_pretrained)
-    monkeypatch.setattr(command, "load", lambda args: opened(args.model))
+    monkeypatch.setattr(shared, "load", lambda args: opened(args.model))
     count = 0
     for block in blocks(ROOT / "docs" / "quick_start.md", "sh"):
         for line in block.splitlines():

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import tiny_system
 
+from espnet2_slit.bin import shared
 from espnet2_slit.bin import slit as command
 from espnet2_slit.inference import doctor, system_info
 from espnet2_slit.inference.clips import AudioClips
@@ -54,7 +55,7 @@ def folder(tmp_path):
 @pytest.fixture
 def run(model, slit, monkeypatch, capsys):
     """Run a command with the model loaded once: (status, lines, stderr)."""
-    monkeypatch.setattr(command, "load", lambda args: slit)
+    monkeypatch.setattr(shared, "load", lambda args: slit)
 
     def call(*words):
         status = command.main([str(word) for word in words])

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import tiny_system
 
+from espnet2_slit.bin import shared
 from espnet2_slit.bin import slit as command
 from espnet2_slit.bin import slit_data
 from espnet2_slit.data import audio as reader
@@ -126,7 +127,7 @@ def test_data_preparation_counts_every_kind(prepared):
 def test_captions_come_for_all_that_can_be_read_and_the_others_are_named(
     files, slit, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "load", lambda args: slit)
+    monkeypatch.setattr(shared, "load", lambda args: slit)
     names = [name for name in CASES if not (files / name).is_dir()]
     words = [str(files / name) for name in names]
     status = command.main(
@@ -169,7 +170,7 @@ def long_and_good(tmp_path):
 
 
 def call(slit, monkeypatch, capsys, *words):
-    monkeypatch.setattr(command, "load", lambda args: slit)
+    monkeypatch.setattr(shared, "load", lambda args: slit)
     status = command.main([str(word) for word in words])
     return status, *capsys.readouterr()
 

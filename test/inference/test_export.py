@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import tiny_system
 
+from espnet2_slit.bin import shared
 from espnet2_slit.bin import slit as command
 from espnet2_slit.inference.slit import SLIT, InferenceError
 
@@ -30,7 +31,7 @@ def exported(model, tmp_path_factory):
     clip = np.random.default_rng(0).uniform(-0.3, 0.3, 9000).astype(np.float32)
     before = slit.embed_audio(clip, sample_rate=16000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "load", lambda args: slit)
+        patch.setattr(shared, "load", lambda args: slit)
         assert command.main(["export", "--onnx", str(folder), "--quantize"]) == 0
     # the export leaves the system as it was
     np.testing.assert_array_equal(slit.embed_audio(clip, sample_rate=16000), before)

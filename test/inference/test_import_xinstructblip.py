@@ -15,6 +15,7 @@ from golden_file import Golden
 from xinstruct_parts import GOLDEN, parts
 
 from espnet2_slit import SLIT
+from espnet2_slit.bin import shared
 from espnet2_slit.bin import slit as command
 from espnet2_slit.bin import slit_encode, slit_inference, slit_pack, slit_train
 from espnet2_slit.common.weights import read_weights
@@ -71,7 +72,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def run(slit, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load", lambda args: slit)
+    monkeypatch.setattr(shared, "load", lambda args: slit)
 
     def call(*given):
         status = command.main([str(word) for word in given])
