@@ -1,21 +1,17 @@
 """The mini corpus: true words, held-out sets held out, same seed same corpus."""
 
 import collections
-import importlib
+import hashlib
 import itertools
 import json
-import random
-import re
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from recipe_local import local
 
-LOCAL = Path(__file__).parents[2] / "egs2" / "slit" / "slit1" / "local"
 SIZES = {
     "train": 24,
     "valid": 6,
@@ -24,39 +20,22 @@ SIZES = {
     "test_class": 1,
     "test_class_unseen": 1,
 }
-FULL = {
-    "train": 2400,
-    "valid": 160,
-    "test": 200,
-    "test_unseen": 200,
-    "test_class": 8,
-    "test_class_unseen": 20,
-}
-
-
-def _local(name):
-    if str(LOCAL) not in sys.path:  # stays there: worker processes look for it, too
-        sys.path.insert(0, str(LOCAL))
-    return importlib.import_module(name)
-
-
-mini = _local("mini_corpus")
+mini_corpus = local("mini_corpus")
+scenes = local("mini.scenes")
+sets = local("mini.sets")
+render = local("mini.sounds").render
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
-    made = mini.make_corpus(folder / "data", folder / "audio", 3, SIZES, jobs=2)
+    made = mini_corpus.make_corpus(folder / "data", folder / "audio", 3, SIZES, jobs=2)
     return folder, made
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return mini.plan_corpus(1, FULL)
-
-
-def _sources(scene):
-    return {event.source for event in scene.events}
+    return scenes.plan_corpus(1, mini_corpus.SIZES)
 
 
 # --------------------------------------------------------------------------- scenes
@@ -64,7 +43,7 @@ def _sources(scene):
 
 def test_full_corpus_is_as_large_as_the_recipe_says(splits):
     assert len(splits["train"]) >= 2000
-    assert len(mini.SEEN_CLASSES) == 24 and len(mini.UNSEEN_CLASSES) == 8
+    assert len(scenes.SEEN_CLASSES) == 24 and len(scenes.UNSEEN_CLASSES) == 8
     for scene in itertools.chain(*splits.values()):
         assert 2.0 <= scene.duration_s <= 4.0
 
@@ -100,25 +79,25 @@ def test_unseen_classes_and_combinations_are_in_no_training_clip(splits):
     heard = collections.Counter()
     for scene in splits["train"] + splits["valid"]:
         for event in scene.events:
-            assert (event.manner, event.source) in mini.SEEN_CLASSES
+            assert (event.manner, event.source) in scenes.SEEN_CLASSES
             heard[event.manner] += 1
             heard[event.source] += 1
         keys = [(e.source, e.manner, e.pitch) for e in scene.events]
-        assert not mini.is_held_out(scene.relation, keys)
-    assert min(heard[name] for name in (*mini.SOURCES, *mini.MANNERS)) > 100
+        assert not scenes.is_held_out(scene.relation, keys)
+    assert min(heard[name] for name in (*scenes.SOURCES, *scenes.MANNERS)) > 100
     for scene in splits["test_unseen"]:
         keys = [(e.source, e.manner, e.pitch) for e in scene.events]
-        assert mini.is_held_out(scene.relation, keys)
-        assert {(e.manner, e.source) for e in scene.events} <= set(mini.SEEN_CLASSES)
+        assert scenes.is_held_out(scene.relation, keys)
+        assert {(e.manner, e.source) for e in scene.events} <= set(scenes.SEEN_CLASSES)
     unseen = {
         (e.manner, e.source) for s in splits["test_class_unseen"] for e in s.events
     }
-    assert unseen == set(mini.UNSEEN_CLASSES)
+    assert unseen == set(scenes.UNSEEN_CLASSES)
 
 
 def test_source_or_manner_alone_do_not_tell_unseen_classes_apart():
     for position in (0, 1):
-        counts = collections.Counter(pair[position] for pair in mini.UNSEEN_CLASSES)
+        counts = collections.Counter(pair[position] for pair in scenes.UNSEEN_CLASSES)
         assert set(counts.values()) == {2}
 
 
@@ -126,211 +105,6 @@ def test_test_clips_differ_in_words(splits):
     for name in ("test", "test_unseen"):
         descriptions = [scene.description for scene in splits[name]]
         assert len(set(descriptions)) == len(descriptions)
-
-
-# ------------------------------------------------------------------------- language
-
-WORD_VALUES = {
-    **{word: ("manner", m) for m, words in mini.MANNER_WORDS.items() for word in words},
-    "rises": ("manner", "rising"),
-    "falls": ("manner", "falling"),
-    "pulses": ("manner", "pulsing"),
-    "warbles": ("manner", "warbling"),
-    "loud": ("level", "loud"),
-    "quiet": ("level", "quiet"),
-    "soft": ("level", "quiet"),
-    "faint": ("level", "quiet"),
-    "low": ("pitch", "low"),
-    "low-pitched": ("pitch", "low"),
-    "high": ("pitch", "high"),
-    "high-pitched": ("pitch", "high"),
-    "slowly": ("speed", "slow"),
-    "quickly": ("speed", "fast"),
-    "rapidly": ("speed", "fast"),
-    "a": ("count", 1),
-    "an": ("count", 1),
-    "two": ("count", 2),
-    "three": ("count", 3),
-    "four": ("count", 4),
-}
-BACKGROUND_WORDS = {
-    "wind": "wind",
-    "windy": "wind",
-    "rain": "rain",
-    "rainy": "rain",
-    "static": "static",
-}
-TIMES = {"once": 1, "twice": 2, "three times": 3, "four times": 4}
-BACKGROUND_PATTERN = re.compile(
-    r"(with (?P<a>wind|rain|static) in the background|in the (?P<b>wind|rain)"
-    r"|on a (?P<c>windy|rainy) day|with background (?P<d>static)|through (?P<e>static)"
-    r"|with(out| no) (?P<no>background noise)),? ?"
-)
-
-
-def _parse(text):
-    """Statements of a caption: (relation or None, events as dicts, background)."""
-    text = text.lower()
-    background = None
-    match = BACKGROUND_PATTERN.search(text)
-    if match:
-        words = [value for value in match.groupdict().values() if value]
-        background = "" if match["no"] else BACKGROUND_WORDS[words[0]]
-        text = (text[: match.start()] + text[match.end() :]).strip(" ,")
-    relation, parts = "single", [text]
-    for pattern, kind, swap in (
-        (r"^(?:first )?(.+), then (.+)$", "sequence", False),
-        (r"^(.+) followed by (.+)$", "sequence", False),
-        (r"^(.+) before (.+)$", "sequence", False),
-        (r"^(.+) after (.+)$", "sequence", True),
-        (r"^(.+) and (.+) at the same time$", "overlap", False),
-        (
-            r"^(.+) (?:together with|mixed with|overlapping with) (.+)$",
-            "overlap",
-            False,
-        ),
-        (r"^(.+) (?:while|as) (.+)$", "overlap", False),
-    ):
-        found = re.match(pattern, text)
-        if found:
-            relation, parts = kind, list(found.groups())
-            parts = parts[::-1] if swap else parts
-            break
-    events = []
-    singular = {plural: source for source, plural in mini.PLURAL.items()}
-    for part in parts:
-        event = {}
-        for times, number in TIMES.items():
-            if part.endswith(" " + times):
-                event["count"] = number
-                part = part[: -len(times)].strip()
-        part = re.sub(r"^(the sound of|there (is|are)) ", "", part)
-        part = re.sub(r" (is|are) heard$", "", part)
-        for word in part.split():
-            if word in mini.SOURCES or word in singular:
-                assert "source" not in event, f"two sources in {part!r}"
-                event["source"] = singular.get(word, word)
-                if word in singular:
-                    assert event["count"] > 1, f"plural of one: {part!r}"
-            else:
-                key, value = WORD_VALUES[word]
-                assert key == "count" or key not in event, f"{key} told twice: {part!r}"
-                event.setdefault(key, value)
-        events.append(event)
-    return relation, events, background
-
-
-def test_every_statement_of_every_caption_is_true(splits):
-    number = 0
-    for scene in itertools.chain(*splits.values()):
-        for text in mini.captions(scene, 1):
-            relation, events, background = _parse(text)
-            assert relation == scene.relation, text
-            if background is not None:
-                assert background == scene.background, text
-            expected = list(scene.events)
-            if relation == "overlap":  # either may be named first
-                expected.sort(key=lambda event: event.source)
-                events.sort(key=lambda event: event["source"])
-            for told, event in zip(events, expected, strict=True):
-                for key, value in told.items():
-                    assert value == getattr(event, key), (text, key)
-                assert {"source", "manner"} <= set(told), text
-            number += 1
-    assert number > 10_000
-
-
-def test_first_caption_tells_everything(splits):
-    for scene in splits["test"]:
-        _, events, background = _parse(mini.captions(scene, 1)[0])
-        assert (background or "") == scene.background
-        for told, event in zip(
-            sorted(events, key=lambda told: told["source"]),
-            sorted(scene.events, key=lambda event: event.source),
-            strict=True,
-        ):
-            for key in ("pitch", "level", "speed"):
-                assert told.get(key, "") == getattr(event, key)
-
-
-def test_captions_of_a_clip_are_five_and_different(splits):
-    for scene in splits["train"][:600]:
-        texts = {text.lower() for text in mini.captions(scene, 1)}
-        assert len(texts) == 5
-
-
-def test_captions_are_well_formed(splits):
-    for scene in splits["train"][:600]:
-        for text in mini.captions(scene, 1):
-            assert text[0].isupper() and not text.endswith((".", " "))
-            assert "  " not in text and " ," not in text
-            assert not re.search(r"\b(a [aeiou]|an [^aeiou])", text.lower())
-            assert len(text.split()) <= 26
-            for word in (" background ", " background", "heard"):
-                assert text.count(word) <= 1
-
-
-def _answer(question, scene):
-    """Answer from the times and attributes of a scene."""
-    events = {event.source: event for event in scene.events}
-    named = [word for word in re.findall(r"[a-z]+", question.lower())]
-    plural = {value: key for key, value in mini.PLURAL.items()}
-    sources = [plural.get(w, w) for w in named if w in mini.SOURCES or w in plural]
-    if question.startswith(("Is there", "Can", "Do you hear")):
-        manner = next((m for m in mini.MANNERS if m in named), None)
-        event = events.get(sources[0])
-        return "yes" if event and manner in (None, event.manner) else "no"
-    start = {source: event.spans[0][0] for source, event in events.items()}
-    if "first" in named:
-        return min(start, key=start.get)
-    if "last" in named:
-        return max(start, key=start.get)
-    if "background" in named:
-        return scene.background or "nothing"
-    if "sounds" in named:
-        a, b = scene.events
-        together = a.spans[0][0] < b.spans[-1][1] and b.spans[0][0] < a.spans[-1][1]
-        return "yes" if together else "no"
-    event = events[sources[0]]
-    if "many" in named or "often" in named:
-        return {1: "one", 2: "two", 3: "three", 4: "four"}[len(event.spans)]
-    if "rising" in named or "rise" in named:
-        return event.manner
-    if "loud" in named:
-        return event.level
-    if "fast" in named:
-        return event.speed
-    return event.pitch
-
-
-def test_every_answer_is_true_and_listed(splits):
-    rng = random.Random(0)
-    asked = 0
-    for scene in splits["train"]:
-        for _, question, answer in mini.questions(rng, scene):
-            assert _answer(question, scene) == answer, (question, scene)
-            assert answer in mini.ANSWERS
-            asked += 1
-    assert asked > 10_000
-    assert len(set(mini.ANSWERS)) == len(mini.ANSWERS)
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_answers_are_balanced_within_each_kind(splits, split):
-    counts = collections.defaultdict(collections.Counter)
-    for _, kind, _, answer in mini.balanced_questions(splits[split], 1, 4):
-        counts[kind][answer] += 1
-    for kind in ("presence", "contour", "pitch", "level", "speed", "overlap"):
-        most, least = sorted(counts[kind].values(), reverse=True)
-        assert least > 0.8 * most, (kind, counts[kind])
-    assert max(counts["count"].values()) < 0.4 * sum(counts["count"].values())
-    assert max(counts["background"].values()) < 0.4 * sum(counts["background"].values())
-
-
-def test_no_clip_is_asked_the_same_twice(splits):
-    chosen = mini.balanced_questions(splits["test"], 1, 4, fixed=True)
-    asked = [(scene.clip, question) for scene, _, question, _ in chosen]
-    assert len(set(asked)) == len(asked) == 4 * FULL["test"]
 
 
 # ---------------------------------------------------------------------------- audio
@@ -347,14 +121,14 @@ def _clean(count=1, **changes):
     } | changes
     length = 0.45 if count > 1 else 0.8
     spans = tuple((0.2 + n * 0.9, 0.2 + n * 0.9 + length) for n in range(count))
-    event = mini.Event(**fields, count=count, spans=spans)
-    return mini.Scene(
+    event = scenes.Event(**fields, count=count, spans=spans)
+    return scenes.Scene(
         f"clip{changes}{count}", "single", (event,), "", spans[-1][1] + 0.4
     )
 
 
 def _wave(scene):
-    return mini.render(scene, 1).astype(np.float64) / 32768
+    return render(scene, 1).astype(np.float64) / 32768
 
 
 def _level_db(scene):
@@ -398,13 +172,13 @@ def _whole(scene):
     return _log_spectrum(_wave(scene), start, end)
 
 
-@pytest.mark.parametrize("source", list(mini.SOURCES))
+@pytest.mark.parametrize("source", list(scenes.SOURCES))
 def test_rising_rises_and_falling_falls(source):
     assert _slide(_clean(source=source, manner="rising")) > 0.4
     assert _slide(_clean(source=source, manner="falling")) < -0.4
 
 
-@pytest.mark.parametrize("source", list(mini.SOURCES))
+@pytest.mark.parametrize("source", list(scenes.SOURCES))
 def test_high_is_higher_than_low_and_loud_is_louder(source):
     low, high = (_whole(_clean(source=source, pitch=p)) for p in ("low", "high"))
     assert _octaves_up(low, high) > 0.7
@@ -422,7 +196,7 @@ def _bursts(wave, gap_s, threshold_db=-22.0):
     return 1 + int((np.diff(active) > gap_s * 100).sum())
 
 
-@pytest.mark.parametrize("source", sorted(set(mini.SOURCES) - {"chime"}))
+@pytest.mark.parametrize("source", sorted(set(scenes.SOURCES) - {"chime"}))
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_count_is_heard(source, count):
     assert _bursts(_wave(_clean(source=source, count=count)), gap_s=0.12) == count
@@ -444,9 +218,9 @@ def test_fast_pulses_are_more_than_slow_ones(source):
 def test_background_is_below_quiet_sounds_and_above_silence():
     scene = _clean(level="quiet")
     silent = _wave(scene)[: int(0.15 * 16000)]
-    for kind in mini.BACKGROUNDS:
+    for kind in scenes.BACKGROUNDS:
         noisy = _wave(
-            mini.Scene("clip", "single", scene.events, kind, scene.duration_s)
+            scenes.Scene("clip", "single", scene.events, kind, scene.duration_s)
         )[: int(0.15 * 16000)]
         assert 10 * np.log10(np.mean(noisy**2) / np.mean(silent**2)) > 12
         assert 10 * np.log10(np.mean(noisy**2)) < -35
@@ -454,27 +228,39 @@ def test_background_is_below_quiet_sounds_and_above_silence():
 
 def test_clips_of_one_class_differ():
     scene = _clean()
-    other = mini.Scene("other", "single", scene.events, "", scene.duration_s)
+    other = scenes.Scene("other", "single", scene.events, "", scene.duration_s)
     assert not np.array_equal(_wave(scene), _wave(other))
 
 
 # ---------------------------------------------------------------------------- files
 
 
+def _text_digest(data_dir):
+    """Of every text file of the data directories, without audio paths."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(data_dir.glob("*/*")):
+        if path.name != "wav.scp":
+            digest.update(f"{path.parent.name}/{path.name}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def test_corpus_does_not_depend_on_jobs_and_follows_the_seed(corpus, tmp_path):
     folder, made = corpus
-    again = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 3, SIZES, jobs=1)
+    again = mini_corpus.make_corpus(
+        tmp_path / "data", tmp_path / "audio", 3, SIZES, jobs=1
+    )
     assert again["audio_digest"] == made["audio_digest"]
-    assert mini.text_digest(tmp_path / "data") == mini.text_digest(folder / "data")
-    other = mini.make_corpus(tmp_path / "d", tmp_path / "a", 4, SIZES, jobs=1)
+    assert _text_digest(tmp_path / "data") == _text_digest(folder / "data")
+    other = mini_corpus.make_corpus(tmp_path / "d", tmp_path / "a", 4, SIZES, jobs=1)
     assert other["audio_digest"] != made["audio_digest"]
-    assert mini.text_digest(tmp_path / "d") != mini.text_digest(folder / "data")
+    assert _text_digest(tmp_path / "d") != _text_digest(folder / "data")
 
 
 def test_text_of_seed_3_is_the_text_it_always_was(corpus):
     """Another digest means other data directories, so other scores in README."""
-    digest = mini.text_digest(corpus[0] / "data")
-    assert (mini.VERSION, digest) == (1, "9a894fda4ded17e18b63176092219d21")
+    digest = _text_digest(corpus[0] / "data")
+    assert (scenes.VERSION, digest) == (1, "9a894fda4ded17e18b63176092219d21")
 
 
 def test_second_run_makes_no_audio_and_heals_a_lost_file(corpus):
@@ -483,19 +269,25 @@ def test_second_run_makes_no_audio_and_heals_a_lost_file(corpus):
     assert len(files) == made["clips"] == 24 + 6 + 12 + 8 + 24 + 8
     times = [path.stat().st_mtime_ns for path in files]
     content = files[5].read_bytes()
-    mini.make_corpus(folder / "data", folder / "audio", 3, SIZES)
+    mini_corpus.make_corpus(folder / "data", folder / "audio", 3, SIZES)
     assert [path.stat().st_mtime_ns for path in files] == times
     files[5].unlink()
-    mini.make_corpus(folder / "data", folder / "audio", 3, SIZES)
+    mini_corpus.make_corpus(folder / "data", folder / "audio", 3, SIZES)
     assert files[5].read_bytes() == content
     assert not list(folder.rglob(".*"))  # no half-written file is left
 
 
 def test_other_settings_make_the_audio_anew(tmp_path):
     sizes = dict.fromkeys(SIZES, 1)
-    first = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 1, sizes, jobs=1)
-    second = mini.make_corpus(tmp_path / "data", tmp_path / "audio", 2, sizes, jobs=1)
-    fresh = mini.make_corpus(tmp_path / "data2", tmp_path / "audio2", 2, sizes, jobs=1)
+    first = mini_corpus.make_corpus(
+        tmp_path / "data", tmp_path / "audio", 1, sizes, jobs=1
+    )
+    second = mini_corpus.make_corpus(
+        tmp_path / "data", tmp_path / "audio", 2, sizes, jobs=1
+    )
+    fresh = mini_corpus.make_corpus(
+        tmp_path / "data2", tmp_path / "audio2", 2, sizes, jobs=1
+    )
     assert second["audio_digest"] == fresh["audio_digest"] != first["audio_digest"]
     for path in (tmp_path / "audio").glob("*/*.flac"):
         twin = tmp_path / "audio2" / path.relative_to(tmp_path / "audio")
@@ -504,8 +296,8 @@ def test_other_settings_make_the_audio_anew(tmp_path):
 
 def test_audio_is_16_bit_16_khz_mono_of_the_planned_length(corpus):
     folder, _ = corpus
-    scenes = (folder / "audio" / "scenes.jsonl").read_text().splitlines()
-    for scene in map(mini.scene_from_json, scenes[::7]):
+    lines = (folder / "audio" / "scenes.jsonl").read_text().splitlines()
+    for scene in map(scenes.scene_from_json, lines[::7]):
         name = scene.clip.rsplit("_", 1)[0]
         info = soundfile.info(folder / "audio" / name / f"{scene.clip}.flac")
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
@@ -556,7 +348,7 @@ def test_scored_sets_hold_what_scoring_needs(corpus):
         task for _, task in table("train_instruction", "utt2task")
     )
     assert set(tasks) == {"caption", "question_answering", "classification"}
-    questions = mini.INSTRUCTION_MIX["questions_per_scene"]
+    questions = sets.QUESTIONS_PER_SCENE
     assert tasks["question_answering"] == questions * SIZES["train"]
 
 
@@ -564,7 +356,7 @@ def test_scored_sets_hold_what_scoring_needs(corpus):
 
 
 def test_encoder_reads_its_filterbank_as_espnet_does():
-    encoder_module = _local("mini_encoder")
+    encoder_module = local("mini_encoder")
     encoder = encoder_module.build_encoder(encoder_module.CONFIG, 1).eval()
     wave = torch.from_numpy(_wave(_clean())).float()
     frames = encoder_module.fbank(wave)
@@ -577,7 +369,7 @@ def test_encoder_reads_its_filterbank_as_espnet_does():
 
 
 def test_encoder_learns_tags_and_saves_a_beats_checkpoint(corpus, tmp_path):
-    encoder_module = _local("mini_encoder")
+    encoder_module = local("mini_encoder")
     folder, _ = corpus
     items = encoder_module.load_split(folder / "audio", "mini_train")
     assert len(items) == SIZES["train"]
@@ -604,7 +396,7 @@ def test_encoder_learns_tags_and_saves_a_beats_checkpoint(corpus, tmp_path):
 
 
 def test_tags_name_what_sounds_when():
-    encoder_module = _local("mini_encoder")
+    encoder_module = local("mini_encoder")
     names = encoder_module.tag_names()
     assert len(set(names)) == len(names)
     index = {name: column for column, name in enumerate(names)}
@@ -619,12 +411,12 @@ def test_tags_name_what_sounds_when():
         second.sum() and np.array_equal(second[8:], active[8:]) and not second[:6].any()
     )
     assert tags.sum() == 5 * active.sum() + second.sum()
-    assert not any(f"class {m} {s}" in index for m, s in mini.UNSEEN_CLASSES)
+    assert not any(f"class {m} {s}" in index for m, s in scenes.UNSEEN_CLASSES)
 
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
-    module = _local("mini_language_model")
+    module = local("mini_language_model")
     folder = tmp_path_factory.mktemp("language_model")
     torch.set_num_threads(1)
     about = module.make(folder, 1, 640, 32, 3e-3, 400)
@@ -654,11 +446,11 @@ def test_language_model_knows_the_words_of_unseen_classes(language_model):
 
     module, folder, _ = language_model
     words = AutoTokenizer.from_pretrained(folder / "qformer_tokenizer")
-    for manner, source in mini.UNSEEN_CLASSES:
+    for manner, source in scenes.UNSEEN_CLASSES:
         tokens = words.tokenize(f"A {manner} {source}")
         assert tokens == ["a", manner, source]
     told = " ".join(pair[0] for pair in module.training_text(1, 640))
-    assert any(f"{manner} {source}" in told for manner, source in mini.UNSEEN_CLASSES)
+    assert any(f"{manner} {source}" in told for manner, source in scenes.UNSEEN_CLASSES)
 
 
 def test_qformer_tokenizer_is_berts_with_dec(language_model):
@@ -724,7 +516,7 @@ def test_names_both_counts_descriptions_whose_sources_come_back(language_model):
 def test_language_model_of_labels_knows_their_words(tmp_path):
     from transformers import AutoTokenizer
 
-    module = _local("mini_language_model")
+    module = local("mini_language_model")
     (tmp_path / "text").write_text("a dog\nb crackling fire\nc A dog barks.\n")
     (tmp_path / "utt2task").write_text(
         "a classification\nb classification\nc caption\n"
@@ -750,4 +542,4 @@ def test_language_model_needs_labels_where_it_is_told_to_look(tmp_path):
     (tmp_path / "text").write_text("c A dog barks.\n")
     (tmp_path / "utt2task").write_text("c caption\n")
     with pytest.raises(ValueError, match="expected samples with a label"):
-        _local("mini_language_model").read_labels([tmp_path])
+        local("mini_language_model").read_labels([tmp_path])

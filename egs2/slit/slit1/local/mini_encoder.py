@@ -22,14 +22,8 @@ import torch
 import torch.nn.functional as F
 import torchaudio.compliance.kaldi
 from made_before import made_alike
-from mini_corpus import (
-    BACKGROUNDS,
-    MANNERS,
-    SAMPLE_RATE,
-    SEEN_CLASSES,
-    SOURCES,
-    scene_from_json,
-)
+from mini.scenes import BACKGROUNDS, MANNERS, SEEN_CLASSES, SOURCES, scene_from_json
+from mini.sounds import SAMPLE_RATE
 from sklearn.metrics import average_precision_score
 
 from espnet2_slit.common.compat import BeatsEncoder

@@ -26,17 +26,9 @@ from pathlib import Path
 import sentencepiece
 import torch
 from made_before import made_alike
-from mini_corpus import (
-    ANSWERS,
-    PLURAL,
-    QUESTIONS,
-    SEEN_CLASSES,
-    UNSEEN_CLASSES,
-    any_instruction,
-    caption,
-    plan_scene,
-    questions,
-)
+from mini.english import ANSWERS, PLURAL, QUESTIONS
+from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES, plan_scene
+from mini.sentences import any_instruction, caption, questions
 
 from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 from espnet2_slit.common.templates import TEMPLATES
@@ -176,7 +168,7 @@ def tokenizer_text(pairs):
     names = {"a": "a whistle", "s": "whistle", "p": "buzzes", "v": "pulse"}
     for wordings in QUESTIONS.values():
         lines += [wording.format(**names) for wording in wordings]
-    lines += ANSWERS
+    lines += ANSWERS.values()
     return lines
 
 

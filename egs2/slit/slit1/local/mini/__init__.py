@@ -1,0 +1,1 @@
+"""The mini corpus: sound scenes with true captions, questions and labels."""

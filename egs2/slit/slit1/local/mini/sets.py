@@ -1,0 +1,188 @@
+"""The data directories of the mini corpus: which sample says what about which clip."""
+
+import random
+
+from mini import english
+from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES
+from mini.sentences import any_instruction, balanced_questions, captions
+from mini.sounds import SAMPLE_RATE
+
+from espnet2_slit.common.files import write_atomically, write_json
+from espnet2_slit.common.templates import instruction
+from espnet2_slit.data.writer import new_directory
+
+# Samples of a clip in the instruction sets, beside its class name.
+QUESTIONS_PER_SCENE, CAPTIONS_PER_SCENE = 3, 2
+
+
+def write_data_dirs(splits, seed, data_dir, audio, language=english):
+    """Write every set of the recipe.
+
+    Args:
+        splits: as of plan_corpus.
+        seed: int.
+        data_dir: Path, the recipe's `data`.
+        audio: dict clip id -> path as it is to stand in wav.scp.
+        language: of all texts, a module.
+    """
+
+    def write(name, samples, variant, tasks=(), notes="", lists=None):
+        _write(data_dir / name, samples, audio, variant, tasks, notes, lists or {})
+
+    for split in ("train", "valid"):
+        scenes = splits[split]
+        samples = {
+            f"{scene.clip}_c{index}": {"clip": scene.clip, "text": text}
+            for scene in scenes
+            for index, text in enumerate(captions(scene, seed, language=language))
+        }
+        write(f"{split}_caption", samples, "five captions a clip")
+        samples = _instruction_samples(scenes, seed, language)
+        write(f"{split}_instruction", samples, "captions, questions, class names")
+
+    for name, split, variant in (
+        ("test_caption", "test", "seen combinations"),
+        ("test_caption_unseen", "test_unseen", "unseen combinations of seen classes"),
+    ):
+        scenes = splits[split]
+        texts = {s.clip: captions(s, seed, language=language) for s in scenes}
+        asked = instruction("caption", language=language.CODE)
+        samples = {
+            clip: _sample(clip, lines[0], asked, "caption")
+            for clip, lines in texts.items()
+        }
+        notes = f"chance of R@1 among {len(texts)} clips: {1 / len(texts):.4f}"
+        lines = [f"{clip} {text}" for clip, lines in texts.items() for text in lines]
+        lists = {"references": sorted(lines, key=str.encode)}
+        write(name, samples, variant, ["caption", "retrieval"], notes, lists)
+
+    samples, notes = _test_questions(splits["test"], seed, language)
+    lists = {"answers": language.ANSWERS.values()}
+    tasks = ["question_answering"]
+    write("test_qa", samples, "seen combinations", tasks, notes, lists)
+
+    for name, classes, variant in (
+        ("test_class", SEEN_CLASSES, "seen classes"),
+        ("test_class_unseen", UNSEEN_CLASSES, "classes in no training audio"),
+    ):
+        asked = instruction("classification", language=language.CODE)
+        samples = {
+            scene.clip: _sample(
+                scene.clip, _label(scene, language), asked, "classification"
+            )
+            for scene in splits[name]
+        }
+        labels = sorted(language.label(*pair) for pair in classes)
+        notes = f"chance among {len(labels)} classes: {1 / len(labels):.4f}"
+        write(name, samples, variant, ["classification"], notes, {"labels": labels})
+
+
+def _write(directory, samples, audio, variant, tasks, notes, lists):
+    """Write one Kaldi-style directory; it appears whole or not at all.
+
+    Args:
+        directory: Path.
+        samples: dict sample id -> dict with clip, text and optionally instruction,
+            task, category.
+        audio: dict clip id -> path.
+        variant: what it holds.
+        tasks: to score.
+        notes: for the table of scores.
+        lists: dict file name -> lines as they are.
+    """
+    keys = sorted(samples, key=str.encode)
+    columns = {
+        "wav.scp": [audio[samples[key]["clip"]] for key in keys],
+        "utt2spk": ["dummy"] * len(keys),
+    }
+    for name, field in (
+        ("text", "text"),
+        ("utt2audio", "clip"),
+        ("instruction", "instruction"),
+        ("utt2task", "task"),
+        ("utt2category", "category"),
+    ):
+        if field in samples[keys[0]]:
+            columns[name] = [samples[key][field] for key in keys]
+    name = directory.name
+    info = {
+        "schema": 1,
+        "name": name,
+        "corpus": "mini",
+        "split": name.partition("_")[0],
+        "variant": variant,
+        "tasks": list(tasks),
+        "zero_shot": name.endswith("_unseen"),
+        "sample_rate": SAMPLE_RATE,
+        "notes": notes,
+    }
+    with new_directory(directory) as folder:
+        for file, values in columns.items():
+            lines = (f"{key} {value}" for key, value in zip(keys, values, strict=True))
+            write_atomically(folder / file, lines)
+        write_atomically(folder / "spk2utt", [" ".join(["dummy", *keys])])
+        for file, lines in lists.items():
+            write_atomically(folder / file, lines)
+        write_json(folder / "set.json", info, indent=2)
+
+
+def _sample(clip, text, asked, task):
+    return {"clip": clip, "text": text, "instruction": asked, "task": task}
+
+
+def _label(scene, language):
+    return language.label(scene.events[0].manner, scene.events[0].source)
+
+
+def _instruction_samples(scenes, seed, language):
+    """Captioning, questions and class names with varied instructions."""
+    rng = random.Random(f"instructions-{seed}-{scenes[0].clip}")
+    samples = {}
+
+    def add(key, scene, task, question, text):
+        asked = any_instruction(rng, task, question, language)
+        category = {"category": f"mini_{task}"}
+        samples[key] = _sample(scene.clip, text, asked, task) | category
+
+    for scene in scenes:
+        texts = captions(scene, seed, language=language)
+        for index, text in enumerate(rng.sample(texts, CAPTIONS_PER_SCENE)):
+            add(f"{scene.clip}_c{index}", scene, "caption", "", text)
+        if scene.relation == "single":
+            label = _label(scene, language)
+            add(f"{scene.clip}_l0", scene, "classification", "", label)
+    asked = balanced_questions(scenes, seed, QUESTIONS_PER_SCENE, language=language)
+    for key, (scene, _, question, answer) in _numbered(asked):
+        add(key, scene, "question_answering", question, answer)
+    return samples
+
+
+def _numbered(asked):
+    """(sample id, question) of balanced_questions, numbered within each clip."""
+    numbers = {}
+    for question in asked:
+        clip = question[0].clip
+        number = numbers[clip] = numbers.get(clip, -1) + 1
+        yield f"{clip}_q{number}", question
+
+
+def _test_questions(scenes, seed, language):
+    """Samples of the test set of questions, and what guessing would give."""
+    chosen = balanced_questions(scenes, seed, 4, fixed=True, language=language)
+    samples = {
+        key: _sample(scene.clip, answer, question, "question_answering")
+        for key, (scene, _, question, answer) in _numbered(chosen)
+    }
+    answers, kinds = {}, {}
+    for _, kind, _, answer in chosen:
+        answers[answer] = answers.get(answer, 0) + 1
+        of_kind = kinds.setdefault(kind, {})
+        of_kind[answer] = of_kind.get(answer, 0) + 1
+    overall = max(answers.values()) / len(chosen)
+    per_kind = sum(max(count.values()) for count in kinds.values()) / len(chosen)
+    notes = (
+        f"always the commonest answer: {overall:.4f}; the commonest answer of each kind"
+        f" of question: {per_kind:.4f}; chance among {len(language.ANSWERS)} answers:"
+        f" {1 / len(language.ANSWERS):.4f}"
+    )
+    return samples, notes
