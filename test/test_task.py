@@ -694,7 +694,7 @@ def by_folders(command):
 def test_folders_stand_for_their_files(
     stage, cached, tmp_path, tiny_features, train_command
 ):
-    from espnet2_slit.task import SLITTask
+    from espnet2_slit.task import SLITTask, options
 
     command = train_command(stage, tmp_path, cached=cached)
     listed, found = (
@@ -706,8 +706,8 @@ def test_folders_stand_for_their_files(
         if not cached:  # as `slit data prepare` writes it
             lines = [f"{key} 16000" for key in kaldi_dir.sample_ids(folder)]
             writer.write_atomically(folder / "utt2num_samples", lines)
-    SLITTask.find_data(found)
-    SLITTask.check_arguments(found)
+    options.find_data(found)
+    options.check_data_names(found)
     for part in ("train", "valid"):
         option = f"{part}_data_path_and_name_and_type"
         assert set(getattr(found, option)) == set(getattr(listed, option))

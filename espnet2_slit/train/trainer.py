@@ -63,7 +63,7 @@ class SLITTrainer(Trainer):
     """ESPnet's Trainer, unchanged in what it computes."""
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser):
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Options of this trainer."""
         parser.add_argument(
             "--max_non_finite_batches",
@@ -97,14 +97,14 @@ class SLITTrainer(Trainer):
     @classmethod
     def run(
         cls,
-        model,
-        optimizers,
-        schedulers,
-        train_iter_factory,
-        valid_iter_factory,
-        plot_attention_iter_factory,
-        trainer_options,
-        distributed_option,
+        model: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedulers: Sequence[Any],
+        train_iter_factory: Any,
+        valid_iter_factory: Any,
+        plot_attention_iter_factory: Any,
+        trainer_options: SLITTrainerOptions,
+        distributed_option: DistributedOption,
     ) -> None:
         """ESPnet's training, with files that are whole or absent."""
         output_dir = Path(trainer_options.output_dir)
@@ -148,13 +148,13 @@ class SLITTrainer(Trainer):
     def resume(
         checkpoint: Union[str, Path],
         model: torch.nn.Module,
-        reporter,
+        reporter: Reporter,
         optimizers: Sequence[torch.optim.Optimizer],
         schedulers: Sequence[Any],
         scaler: Optional[Any],
         ngpu: int = 0,
         strict: bool = True,
-    ):
+    ) -> None:
         """Continue from a checkpoint, read without executing what is in it.
 
         Raises:
@@ -176,7 +176,7 @@ class SLITTrainer(Trainer):
         schedulers: Sequence[Any],
         scaler: Optional[Any],
         reporter: SubReporter,
-        summary_writer,
+        summary_writer: Any,
         options: SLITTrainerOptions,
         distributed_option: DistributedOption,
     ) -> bool:
@@ -234,7 +234,7 @@ def _without_epochs_if_stopped(options: SLITTrainerOptions) -> SLITTrainerOption
     return dataclasses.replace(options, **stopped)
 
 
-def training_steps(iter_factory, options: SLITTrainerOptions) -> int:
+def training_steps(iter_factory: Any, options: SLITTrainerOptions) -> int:
     """Optimizer steps from the first epoch to max_epoch.
 
     Raises:
@@ -243,7 +243,7 @@ def training_steps(iter_factory, options: SLITTrainerOptions) -> int:
     return options.max_epoch * _epoch_steps(iter_factory, options.accum_grad)
 
 
-def planned(iter_factory, options: SLITTrainerOptions) -> SLITTrainerOptions:
+def planned(iter_factory: Any, options: SLITTrainerOptions) -> SLITTrainerOptions:
     """The options, with as many epochs as come nearest to target_steps.
 
     Raises:
@@ -261,7 +261,7 @@ def planned(iter_factory, options: SLITTrainerOptions) -> SLITTrainerOptions:
     return dataclasses.replace(options, **{"max_epoch": epochs})
 
 
-def _epoch_steps(iter_factory, accum_grad: int) -> int:
+def _epoch_steps(iter_factory: Any, accum_grad: int) -> int:
     """Optimizer steps of one epoch."""
     batches = getattr(iter_factory, "num_iters_per_epoch", None)
     if batches is None and hasattr(iter_factory, "sampler"):

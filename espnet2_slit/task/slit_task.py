@@ -1,12 +1,10 @@
-"""SLITTask: options, and the models built from them, for the three training stages.
+"""SLITTask: the models of the three training stages, built from options.
 
-Owns which parts a configuration asks for, their identities (what a model was trained
-with must be there again when it is loaded) and the optimizer's parameters. The parts
-are in their own modules; training, launching and checkpoints are ESPnet's.
+Owns which parts a configuration asks for and the optimizer's parameters. The parts are
+in their own modules; training, launching and checkpoints are ESPnet's.
 """
 
 import argparse
-import inspect
 import logging
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, List, Optional, Tuple, Union
@@ -16,8 +14,7 @@ import torch
 from typeguard import typechecked
 
 from espnet2_slit.common import compat
-from espnet2_slit.common.files import read_yaml
-from espnet2_slit.common.identity import identity_differences
+from espnet2_slit.common.identity import fingerprint
 from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.common.weights import load_strictly, read_weights
 from espnet2_slit.data.feature_cache import check_features
@@ -26,14 +23,26 @@ from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
-from espnet2_slit.data.training_files import training_files
 from espnet2_slit.model.espnet_model import (
     PromptedModel,
     RepresentationModel,
     SLITModel,
 )
-from espnet2_slit.model.frame_stack import CONNECTORS, build_frame_stack
+from espnet2_slit.model.frame_stack import build_frame_stack
 from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.task.identities import (
+    check_place,
+    check_run_so_far,
+    fingerprints,
+    record,
+)
+from espnet2_slit.task.options import (
+    add_options,
+    check_data_names,
+    find_data,
+    read_options,
+    setting,
+)
 from espnet2_slit.train.checkpoint import (
     can_be_resumed,
     load_init_params,
@@ -53,8 +62,6 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel  # noqa: E402
 from espnet2.train.class_choices import ClassChoices  # noqa: E402
 from espnet2.train.collate_fn import CommonCollateFn  # noqa: E402
 from espnet2.train.trainer import Trainer  # noqa: E402
-from espnet2.utils.nested_dict_action import NestedDictAction  # noqa: E402
-from espnet2.utils.types import str_or_none  # noqa: E402
 
 scheduler_classes["warmupcosine"] = WarmupCosine  # beside ESPnet's own names
 
@@ -68,16 +75,6 @@ model_choices = ClassChoices(
     type_check=AbsESPnetModel,
     default="representation",
 )
-# Which frozen part an identity in the config belongs to, and the option that names it.
-IDENTITIES = {
-    "audio_encoder_identity": "audio_encoder_conf.path",
-    "language_model_identity": "language_model",
-    "qformer_tokenizer_identity": "qformer_tokenizer",
-}
-
-
-class IdentityError(RuntimeError):
-    """A frozen part is not the one that the model was trained with."""
 
 
 class SLITTask(AbsTask):
@@ -88,134 +85,12 @@ class SLITTask(AbsTask):
     trainer = SLITTrainer
 
     @classmethod
-    def add_task_arguments(cls, parser: argparse.ArgumentParser):
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Options beside ESPnet's."""
-        # Defaults of ESPnet that do not fit: there is no attention plot, plots need
-        # optional packages, and averaging over two criteria is wrong in 202511.
-        parser.set_defaults(
-            num_att_plot=0,
-            use_tensorboard=compat.is_installed("tensorboard"),
-            use_matplotlib=compat.is_installed("matplotlib"),
-            best_model_criterion=[("valid", "loss", "min")],
-            optim="adamw",
-        )
         group = parser.add_argument_group(description="Task related")
         for class_choices in cls.class_choices_list:
             class_choices.add_arguments(group)
-        group.add_argument(
-            "--audio_encoder",
-            type=str_or_none,
-            default=None,
-            help="Frozen audio encoder: beats, hugging_face, espnet or python. "
-            "Not needed beside --features",
-        )
-        group.add_argument(
-            "--audio_encoder_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of the audio encoder, path first of all",
-        )
-        group.add_argument(
-            "--features",
-            type=str,
-            default="",
-            help="feats.json of the training set's cached features. The audio encoder "
-            "is then not built, and the data name is feats instead of speech",
-        )
-        group.add_argument(
-            "--qformer_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of QFormer: width, layers, heads, num_queries, ...",
-        )
-        group.add_argument(
-            "--connector",
-            choices=CONNECTORS,
-            default="qformer",
-            help="What turns frames into the language model's prompt: the Q-Former, or "
-            "stacked frames with one layer (linear) or two (mlp); the latter are for "
-            "generative and instruction, without --init_param of representation",
-        )
-        group.add_argument(
-            "--connector_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of build_frame_stack: stack, hidden",
-        )
-        group.add_argument(
-            "--qformer_tokenizer",
-            type=str,
-            default="",
-            help="Folder or hub name of the Q-Former's BERT-style tokenizer",
-        )
-        group.add_argument(
-            "--qformer_init",
-            type=str,
-            default="",
-            help="Folder, hub name or file of BERT, LAVIS or transformers weights to "
-            "start from. Left out when --init_param gives the Q-Former",
-        )
-        group.add_argument(
-            "--qformer_init_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of load_pretrained_qformer: reinitialise, modality",
-        )
-        group.add_argument(
-            "--language_model",
-            type=str,
-            default="",
-            help="Folder or hub name of the frozen language model; not for "
-            "representation",
-        )
-        group.add_argument(
-            "--language_model_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of load_language_model: dtype, revision, lora, ...",
-        )
-        group = parser.add_argument_group(
-            description="Data: instead of --train_data_path_and_name_and_type, "
-            "--train_shape_file, --valid_... and --features"
-        )
-        for part in ("train", "valid"):
-            group.add_argument(
-                f"--{part}_dir",
-                type=str,
-                default="",
-                help="Set that `slit encode` or `slit data prepare` made: its files "
-                "are found by their names",
-            )
-        group.add_argument(
-            "--model_file",
-            type=str,
-            default="",
-            help="Weights that slit.json names when the training is over, e.g. "
-            "valid.loss.ave.pth; default: the best. For slit_train",
-        )
-        group = parser.add_argument_group(description="Preprocess related")
-        group.add_argument(
-            "--preprocessor_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="Keywords of SLITPreprocessor: max_text_length, prompt, ...",
-        )
-        group = parser.add_argument_group(description="Inference related")
-        group.add_argument(
-            "--inference_conf",
-            action=NestedDictAction,
-            default=dict(),
-            help="How SLIT asks the trained model where a call does not say, by task: "
-            "{caption: {instruction: ..., options: {...}}, question_answering: ...}. "
-            "Empty: in the words of the templates",
-        )
-        group = parser.add_argument_group(
-            description="Recorded in config.yaml by training, checked when loading"
-        )
-        for name in IDENTITIES:
-            group.add_argument(f"--{name}", action=NestedDictAction, default=None)
-        group.add_argument("--initialized_from", type=str, nargs="*", default=[])
-        group.add_argument("--init_fingerprints", type=str, nargs="*", default=[])
+        add_options(parser)
 
     # ------------------------------------------------------------------ data
 
@@ -261,7 +136,7 @@ class SLITTask(AbsTask):
     def required_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> Tuple[str, ...]:
-        """`text` to train on; which of speech and feats, see `check_arguments`."""
+        """`text` to train on; which of speech and feats, see `check_data_names`."""
         return () if inference else ("text",)
 
     @classmethod
@@ -275,38 +150,43 @@ class SLITTask(AbsTask):
 
     @classmethod
     @typechecked
-    def main_worker(cls, args: argparse.Namespace):
+    def main_worker(cls, args: argparse.Namespace) -> None:
         """Train (or collect statistics) in this process."""
-        cls.find_data(args)
-        cls.check_arguments(args)
+        find_data(args)
+        check_data_names(args)
+        cls._check_parts(args)
         cls.trainer = Trainer if cls._uses_deepspeed(args) else SLITTrainer
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
-        args.init_fingerprints = _fingerprints(args.init_param)
+        args.init_fingerprints = fingerprints(args.init_param)
         previous = read_training_config(Path(args.output_dir)) if args.resume else None
         if previous is not None:
-            cls._check_run_so_far(args, previous)
+            check_run_so_far(args, previous)
         super().main_worker(args)
 
     @classmethod
-    def _check_run_so_far(
-        cls, args: argparse.Namespace, previous: Dict[str, Any]
-    ) -> None:
-        """A run goes on with the frozen parts and from the checkpoint it began with."""
-        before = argparse.Namespace(**previous)
-        for name in IDENTITIES:
-            if getattr(args, name) is None:
-                setattr(args, name, previous.get(name))
-            if _configured(args, name) != _configured(before, name):
-                _forget_place(args, name)
-        began = previous.get("init_fingerprints", args.init_fingerprints)
-        if began != args.init_fingerprints:
-            start = " ".join(previous.get("initialized_from", [])) or "no checkpoint"
-            raise IdentityError(
-                f"{args.output_dir}: expected to go on with a training that began from "
-                f"{' '.join(args.init_param) or 'no checkpoint'}, found one that began "
-                f"from {start}, as it was then. Remove the folder, or train in another "
-                "one (--output_dir; slit.sh --tag)."
+    def _check_parts(cls, args: argparse.Namespace) -> None:
+        """Options that exclude or need each other.
+
+        Raises:
+            ValueError: says which, and what to give.
+        """
+        if args.model != "representation" and not args.language_model:
+            raise ValueError(
+                f"--model {args.model}: expected --language_model, found none. Give "
+                "the folder or hub name of the frozen language model."
+            )
+        if args.model == "representation" and args.language_model:
+            raise ValueError(
+                "--model representation: expected no --language_model, found "
+                f"{args.language_model!r}. The language model enters in the "
+                "generative stage."
+            )
+        if args.model == "representation" and args.connector != "qformer":
+            raise ValueError(
+                "--model representation: expected --connector qformer, found "
+                f"{args.connector}. Only the Q-Former has this stage; train the "
+                "generative one."
             )
 
     @classmethod
@@ -329,84 +209,6 @@ class SLITTask(AbsTask):
                 "conf/full/deepspeed.json."
             )
         return True
-
-    @classmethod
-    def find_data(cls, args: argparse.Namespace) -> None:
-        """Fill in ESPnet's data options from --train_dir and --valid_dir.
-
-        Raises:
-            ValueError: both ways are used and name different files.
-            FileNotFoundError: a directory lacks a file.
-        """
-        for part in ("train", "valid"):
-            folder = getattr(args, f"{part}_dir", "")  # ESPnet-EZ has no such option
-            if not folder:
-                continue
-            files = training_files(
-                folder, args.model == "instruction", args.iterator_type == "category"
-            )
-            found = {
-                f"{part}_data_path_and_name_and_type": files.data,
-                f"{part}_shape_file": [files.lengths],
-            }
-            if part == "train":
-                found["features"] = files.features
-            for option, value in found.items():
-                given = getattr(args, option)
-                if given:
-                    raise ValueError(
-                        f"--{option}: expected nothing beside --{part}_dir {folder}, "
-                        f"found {given}. Give the folder or the files, not both."
-                    )
-                setattr(args, option, value)
-
-    @classmethod
-    def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Options that exclude or need each other.
-
-        Raises:
-            ValueError: says which, and what to give.
-        """
-        wanted = "feats" if args.features else "speech"
-        other = "speech" if args.features else "feats"
-        for option in (
-            "train_data_path_and_name_and_type",
-            "valid_data_path_and_name_and_type",
-        ):
-            names = [name for _, name, _ in getattr(args, option)]
-            if wanted not in names or other in names:
-                raise ValueError(
-                    f"--{option}: expected {wanted} "
-                    + (
-                        f"(--features {args.features} is given)"
-                        if args.features
-                        else "(no --features is given)"
-                    )
-                    + f" and not {other}, found the names {', '.join(names) or 'none'}."
-                    " Give wav.scp,speech,sound; or feats.scp,feats,kaldi_ark with "
-                    "--features feats.json."
-                )
-        cls._check_parts(args)
-
-    @classmethod
-    def _check_parts(cls, args: argparse.Namespace) -> None:
-        if args.model != "representation" and not args.language_model:
-            raise ValueError(
-                f"--model {args.model}: expected --language_model, found none. Give "
-                "the folder or hub name of the frozen language model."
-            )
-        if args.model == "representation" and args.language_model:
-            raise ValueError(
-                "--model representation: expected no --language_model, found "
-                f"{args.language_model!r}. The language model enters in the "
-                "generative stage."
-            )
-        if args.model == "representation" and args.connector != "qformer":
-            raise ValueError(
-                "--model representation: expected --connector qformer, found "
-                f"{args.connector}. Only the Q-Former has this stage; train the "
-                "generative one."
-            )
 
     @classmethod
     def build_optimizers(
@@ -488,8 +290,8 @@ class SLITTask(AbsTask):
     ) -> SLITModel:
         """The model around an encoder that is built, or around cached features."""
         parts: Dict[str, Any] = {}
-        _check_place(args, "language_model_identity")
-        _check_place(args, "qformer_tokenizer_identity")
+        check_place(args, "language_model_identity")
+        check_place(args, "qformer_tokenizer_identity")
         if args.language_model:
             from espnet2_slit.model.load_language_model import load_language_model
 
@@ -499,11 +301,11 @@ class SLITTask(AbsTask):
                 )
             parts["instructed"] = args.model == "instruction"
             identity = parts["language_model"].identity()
-            _record(args, "language_model_identity", identity)
+            record(args, "language_model_identity", identity)
         if args.connector == "qformer":
             tokenizer = load_qformer_tokenizer(args.qformer_tokenizer)
             identity = qformer_tokenizer_identity(tokenizer)
-            _record(args, "qformer_tokenizer_identity", identity)
+            record(args, "qformer_tokenizer_identity", identity)
             qformer = parts["qformer"] = cls.build_qformer(args, facts, tokenizer)
         else:
             parts["connector"] = build_frame_stack(
@@ -548,11 +350,9 @@ class SLITTask(AbsTask):
         else:
             language_head = False
             text_branch = (
-                _setting(
-                    SLITPreprocessor, args.preprocessor_conf, "qformer_instruction"
-                )
+                setting(SLITPreprocessor, args.preprocessor_conf, "qformer_instruction")
                 if args.model == "instruction"
-                else _setting(PromptedModel, args.model_conf, "carry_text_branch")
+                else setting(PromptedModel, args.model_conf, "carry_text_branch")
             )
         windows = {
             k: facts[k] for k in ("max_windows", "frames_per_window") if k in facts
@@ -564,8 +364,8 @@ class SLITTask(AbsTask):
             "instruction": ["max_prompt_length"] if text_branch else [],
         }
         for name in limits.get(args.model, []):
-            length = _setting(SLITPreprocessor, args.preprocessor_conf, name)
-            known = _setting(QFormer, conf, "max_text_length")
+            length = setting(SLITPreprocessor, args.preprocessor_conf, name)
+            known = setting(QFormer, conf, "max_text_length")
             if length > known:
                 raise ValueError(
                     f"preprocessor_conf.{name}: expected at most {known}, the "
@@ -588,8 +388,6 @@ class SLITTask(AbsTask):
         cls, args: argparse.Namespace
     ) -> Tuple[Optional[torch.nn.Module], Dict[str, Any]]:
         """The audio encoder or None, and the facts about its frames."""
-        from espnet2_slit.common.identity import fingerprint
-
         if not args.features:
             if not args.audio_encoder:
                 raise ValueError(
@@ -599,10 +397,10 @@ class SLITTask(AbsTask):
                 )
             from espnet2_slit.model.audio_encoder import build_audio_encoder
 
-            _check_place(args, "audio_encoder_identity")
+            check_place(args, "audio_encoder_identity")
             cls._choose_encoder_precision(args, args.audio_encoder_identity)
             encoder = build_audio_encoder(args.audio_encoder, **args.audio_encoder_conf)
-            _record(args, "audio_encoder_identity", encoder.identity())
+            record(args, "audio_encoder_identity", encoder.identity())
             return encoder, _facts(encoder)
         # What is configured beside the cache must be what made it.
         known = {"kind": args.audio_encoder} if args.audio_encoder else {}
@@ -623,7 +421,7 @@ class SLITTask(AbsTask):
                 other = Path(scp).parent / "feats.json"
                 if name == "feats" and other.is_file():
                     check_features(other, content["identity"])
-        _record(args, "audio_encoder_identity", content["identity"])
+        record(args, "audio_encoder_identity", content["identity"])
         cls._choose_encoder_precision(args, content["identity"])
         # so that config.yaml can build the encoder where there is no cache
         if not args.audio_encoder:
@@ -683,9 +481,9 @@ class SLITTask(AbsTask):
             if model_file is None:
                 raise ValueError("expected config_file or model_file, found neither.")
             config_file = Path(model_file).parent / "config.yaml"
-        args = cls._options_from_file(Path(config_file), overrides or {})
+        args = read_options(Path(config_file), overrides or {})
         if audio_encoder is not None:
-            _record(args, "audio_encoder_identity", audio_encoder.identity())
+            record(args, "audio_encoder_identity", audio_encoder.identity())
             model = cls._assemble(args, audio_encoder, _facts(audio_encoder))
         elif with_audio_encoder:
             model = cls.build_model(args)
@@ -695,114 +493,8 @@ class SLITTask(AbsTask):
             load_strictly(model, read_weights(model_file), str(model_file))
         return model.to(device).eval(), args
 
-    @classmethod
-    def _options_from_file(
-        cls, config_file: Path, overrides: Dict[str, Any]
-    ) -> argparse.Namespace:
-        """Options of a training, without what only its start needed."""
-        if not config_file.is_file():
-            raise FileNotFoundError(
-                f"{config_file}: expected the config.yaml of a training, found "
-                "nothing. It lies in the experiment folder, beside the model file."
-            )
-        options = read_yaml(config_file, "Give the one that training wrote.")
-        needed = ("model", "model_conf", "qformer_conf", *IDENTITIES)
-        absent = [name for name in needed if name not in options]
-        if absent:
-            raise ValueError(
-                f"{config_file}: expected the config.yaml of a SLIT training, found "
-                f"no {', '.join(absent)}. Give the one that training wrote (not a "
-                "file of conf/)."
-            )
-        unknown = sorted(set(overrides) - set(options))
-        if unknown:
-            raise ValueError(
-                f"overrides: expected options of {config_file}, found "
-                f"{', '.join(unknown)}."
-            )
-        for name, value in overrides.items():
-            if isinstance(value, dict) and isinstance(options[name], dict):
-                value = {**options[name], **value}
-            options[name] = value
-        # of trainings before there were others
-        options = {"connector": "qformer", "connector_conf": {}, **options}
-        # the cache is of the training set; weights come from the model file
-        options.update(features="", qformer_init="", init_param=[])
-        args = argparse.Namespace(**options)
-        for name, option in IDENTITIES.items():
-            if option.partition(".")[0] in overrides:
-                _forget_place(args, name)
-        return args
-
-
-def _setting(owner: Any, conf: Dict[str, Any], name: str) -> Any:
-    """A configured keyword, or its default where the constructor states it."""
-    return conf.get(name, inspect.signature(owner).parameters[name].default)
-
-
-def _fingerprints(init_param: List[str]) -> List[str]:
-    """What the weights of --init_param are; missing ones are an error elsewhere."""
-    from espnet2_slit.common.identity import fingerprint
-
-    paths = [spec.partition(":")[0] for spec in init_param]
-    return [fingerprint(path) for path in paths if Path(path).exists()]
-
 
 def _facts(encoder: torch.nn.Module) -> Dict[str, Any]:
     """What the Q-Former needs to know of an encoder."""
     names = ("width", "frames_per_second", "max_windows", "frames_per_window")
     return {name: getattr(encoder, name) for name in names}
-
-
-def _configured(args: argparse.Namespace, name: str) -> str:
-    """What the options name as the part that an identity belongs to; "" if nothing."""
-    option, _, key = IDENTITIES[name].partition(".")
-    value = getattr(args, option)
-    return str((value.get(key) if key else value) or "")
-
-
-def _forget_place(args: argparse.Namespace, name: str) -> None:
-    """The user says anew where a part is, which may now be on the Hub."""
-    identity = getattr(args, name)
-    if identity:
-        kept = {key: value for key, value in identity.items() if key != "local"}
-        setattr(args, name, kept)
-
-
-def _check_place(args: argparse.Namespace, name: str) -> None:
-    """A frozen part that was a file when it was recorded is still one.
-
-    Raises:
-        IdentityError: it is not there; transformers would ask the Hub for its name.
-    """
-    place = _configured(args, name)
-    local = (getattr(args, name) or {}).get("local")
-    if local and place and not Path(place).exists():
-        raise IdentityError(
-            f"{IDENTITIES[name]}: expected a file or folder at {place}, where there "
-            "was one when this model was trained, found nothing. Put it back, or give "
-            "its place now."
-        )
-
-
-def _record(args: argparse.Namespace, name: str, found: Dict[str, Any]) -> None:
-    """Note a frozen part's identity in the options, or compare it with the noted one.
-
-    Raises:
-        IdentityError: they differ; the message names the option to correct.
-    """
-    expected = getattr(args, name, None)
-    if expected is None:
-        if Path(_configured(args, name) or "").exists():
-            found = {**found, "local": True}  # once moved, it is not to be downloaded
-        setattr(args, name, found)
-        return
-    differences = identity_differences(expected, found)
-    if differences:
-        part = name.removesuffix("_identity").replace("_", " ")
-        raise IdentityError(
-            f"the {part} is not the one this model was trained with: "
-            f"{'; '.join(differences)}. It was {expected.get('path', 'unnamed')} then; "
-            f"correct {IDENTITIES[name]}, or train anew in another folder without "
-            f"{name} in the configuration."
-        )
