@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from espnet2_slit.common.texts import normalize_caption
+from espnet2_slit.common.files import read_lines
+from espnet2_slit.common.texts import bare, normalize_caption
 from espnet2_slit.data.kaldi_dir import read_map
-from espnet2_slit.scoring.metrics.bootstrap import Items, Score
+from espnet2_slit.scoring.metrics.bootstrap import Items, Score, mean_items
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions, score_captions
 from espnet2_slit.scoring.read import (
     EXAMPLES,
@@ -56,7 +57,48 @@ def score(task: TaskOfSet) -> None:
         protocol["first_caption"] = hypotheses[0]
     chance = caption_chance(wanted, task.table.seed, task.options, language)
     task.add((), result.scores, protocol, len(ids), ids, chance)
+    if (task.data_dir / "labels").is_file():
+        _add_named_labels(task, ids, hypotheses, wanted)
     task.keep(_examples(ids, hypotheses, wanted, result.scores))
+
+
+def _add_named_labels(
+    task: TaskOfSet, ids: list[str], hypotheses: list[str], references: list[list[str]]
+) -> None:
+    """Add how many captions name the label that the references of their clip name."""
+    labels = read_lines(task.data_dir / "labels")
+    truth = [
+        set().union(*(named_labels(text, labels) for text in texts))
+        for texts in references
+    ]
+    asked = [i for i, names in enumerate(truth) if names]
+    if not asked:
+        return
+    named = [named_labels(hypotheses[i], labels) == truth[i] for i in asked]
+    commonest = Counter(frozenset(truth[i]) for i in asked).most_common(1)[0][1]
+    protocol = {
+        "right": "the caption names the labels that its references name, and no other",
+        "chance": "always the commonest",
+        "resampled": "clips",
+    }
+    score: dict[str, Score] = {"label_named": mean_items(named)}
+    chance = {"label_named": commonest / len(asked)}
+    task.add(("labels",), score, protocol, len(asked), [ids[i] for i in asked], chance)
+
+
+def named_labels(text: str, labels: Sequence[str]) -> set[str]:
+    """Labels that stand in a text as whole words; the longest where they overlap.
+
+    >>> named_labels("A crying baby.", ["baby", "crying baby", "rain"])
+    {'crying baby'}
+    """
+    rest, found = f" {bare(text)} ", set()
+    for label in sorted(labels, key=len, reverse=True):
+        words = f" {bare(label)} "
+        if words in rest and words.strip():
+            found.add(label)
+            rest = rest.replace(words, "  ")
+    return found
 
 
 def caption_chance(

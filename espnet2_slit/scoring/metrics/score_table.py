@@ -31,7 +31,7 @@ TASKS = (
 # Shown as a percentage; every other metric as it is.
 PERCENT = (
     *("recall_at_", "dcase_recall_at_", "map_", "accuracy", "top_5", "exact_match"),
-    *("order_consistency", "first_option_rate"),
+    *("order_consistency", "first_option_rate", "label_named"),
 )
 LOWER_IS_BETTER = ("median_rank", "fluency_error_rate")
 # Counts, for which neither an interval nor chance means anything.
@@ -355,6 +355,7 @@ def title(metric: str) -> str:
         "accuracy_macro": "Accuracy (mean of classes)",
         "accuracy_mean_of_folds": "Accuracy (mean of folds)",
         "exact_match": "Exact match",
+        "label_named": "Names the label",
         "order_consistency": "Same in every order",
         "first_option_rate": "First option chosen",
     }

@@ -46,6 +46,8 @@ for kind in caption instruction; do
     data subset "${work}/valid_${kind}" "${data_dir}/valid_${kind}" --count "${valid_clips}" --seed 0
 done
 data subset "${work}/esc50_test" "${data_dir}/test_fold${fold}"
+python3 -m espnet2_slit.bin.slit_corpus label_captions "${data_dir}/test_fold${fold}" \
+    --out "${data_dir}/test_fold${fold}_caption"
 if [ -z "${encoder}" ]; then exit; fi
 OMP_NUM_THREADS=1 python3 local/mini_language_model.py --output-dir "${parts}" --pairs "${pairs}" \
     --data-dir "${work}/esc50_train" "${work}/esc50_valid"
