@@ -89,6 +89,14 @@ def test_a_recipe_is_slit_sh_with_names(name):
     assert not any(word.startswith("--") for word in words[1::2])
 
 
+def test_settings_as_reported_are_those_of_all_corpora_with_other_parts():
+    known, _ = script_options(RECIPE / "slit.sh")
+    _, _, command = script_options(RECIPE / "run_as_reported.sh")[1].partition("exec ")
+    script, *words, rest = shlex.split(command.replace("\\\n", " "))
+    assert script == "./run_full.sh" and rest == "$@"  # whose options come last, too
+    assert {word.removeprefix("--") for word in words[::2]} <= known
+
+
 def test_all_corpora_are_prepared_with_one_command(recipe, corpora, tiny_parts):
     out = run(
         *[recipe / "run_full.sh", *tiny_recipe.options(tiny_parts)],
