@@ -19,11 +19,13 @@ SIZES = {
     "test_unseen": 8,
     "test_class": 1,
     "test_class_unseen": 1,
+    "test_moments": 2,
 }
 mini_corpus = local("mini_corpus")
 scenes = local("mini.scenes")
 sets = local("mini.sets")
-render = local("mini.sounds").render
+sounds = local("mini.sounds")
+render = sounds.render
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +237,11 @@ def test_clips_of_one_class_differ():
 # ---------------------------------------------------------------------------- files
 
 
-def _text_digest(data_dir):
+def _text_digest(data_dir, without=()):
     """Of every text file of the data directories, without audio paths."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(data_dir.glob("*/*")):
-        if path.name != "wav.scp":
+        if path.name != "wav.scp" and path.parent.name not in without:
             digest.update(f"{path.parent.name}/{path.name}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -259,14 +261,16 @@ def test_corpus_does_not_depend_on_jobs_and_follows_the_seed(corpus, tmp_path):
 
 def test_text_of_seed_3_is_the_text_it_always_was(corpus):
     """Another digest means other data directories, so other scores in README."""
-    digest = _text_digest(corpus[0] / "data")
+    digest = _text_digest(corpus[0] / "data", ("test_choices", "test_moments"))
     assert (scenes.VERSION, digest) == (1, "9a894fda4ded17e18b63176092219d21")
+    digest = _text_digest(corpus[0] / "data")
+    assert digest == "0a1d67a2abede01d1875b5a81280230d"
 
 
 def test_second_run_makes_no_audio_and_heals_a_lost_file(corpus):
     folder, made = corpus
     files = sorted((folder / "audio").glob("*/*.flac"))
-    assert len(files) == made["clips"] == 24 + 6 + 12 + 8 + 24 + 8
+    assert len(files) == made["clips"] == 24 + 6 + 12 + 8 + 24 + 8 + 2
     times = [path.stat().st_mtime_ns for path in files]
     content = files[5].read_bytes()
     mini_corpus.make_corpus(folder / "data", folder / "audio", 3, SIZES)
@@ -316,6 +320,8 @@ def test_data_directories_are_complete_and_valid(corpus):
         "test_caption",
         "test_caption_unseen",
         "test_qa",
+        "test_choices",
+        "test_moments",
         "test_class",
         "test_class_unseen",
     }
@@ -325,6 +331,40 @@ def test_data_directories_are_complete_and_valid(corpus):
         info = json.loads((directory / "set.json").read_text())
         assert info["schema"] == 1 and info["name"] == name
         assert info["zero_shot"] == name.endswith("_unseen")
+
+
+def test_moments_are_where_the_recordings_sound(corpus):
+    folder, _ = corpus
+    data = folder / "data" / "test_moments"
+    moments = dict(
+        line.split(" ", 1) for line in (data / "moments").read_text().splitlines()
+    )
+    for recording in scenes.plan_recordings(3, SIZES["test_moments"]):
+        path = folder / "audio" / "mini_test_moments" / f"{recording.clip}.flac"
+        wave, rate = soundfile.read(path)
+        assert 30 <= recording.duration_s <= 60
+        assert len(wave) == round(recording.duration_s * rate)
+        is_told = np.zeros(len(wave), dtype=bool)
+        for _, scene in recording.parts:
+            start_s, end_s = map(float, moments.pop(scene.clip).split())
+            assert 0 < start_s < end_s < recording.duration_s
+            # a room's tail goes on for 0.2 s
+            is_told[round(start_s * rate) : round((end_s + 0.25) * rate)] = True
+            told = wave[round(start_s * rate) : round(end_s * rate)]
+            assert np.sqrt(np.mean(told**2)) > 10 ** (-41 / 20)
+        assert np.sqrt(np.mean(wave[~is_told] ** 2)) < 10 ** (-40 / 20)
+    assert not moments
+
+
+def test_a_recording_holds_no_class_twice_and_nothing_that_is_held_out():
+    for recording in scenes.plan_recordings(1, 10):
+        events = [event for _, scene in recording.parts for event in scene.events]
+        labels = [event.label for event in events]
+        assert len(set(labels)) == len(labels)
+        assert {(e.manner, e.source) for e in events} <= set(scenes.SEEN_CLASSES)
+        ends = [start + scene.duration_s for start, scene in recording.parts]
+        starts = [start for start, _ in recording.parts]
+        assert all(b - a > 0.4 for a, b in zip(ends, starts[1:], strict=False))
 
 
 def test_scored_sets_hold_what_scoring_needs(corpus):

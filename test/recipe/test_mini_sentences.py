@@ -224,3 +224,31 @@ def test_no_clip_is_asked_the_same_twice(splits):
     chosen = sentences.balanced_questions(splits["test"], 1, 4, fixed=True)
     asked = [(scene.clip, question) for scene, _, question, _ in chosen]
     assert len(set(asked)) == len(asked) == 4 * SIZES["test"]
+
+
+def test_of_four_options_the_answer_alone_is_true(splits):
+    chosen = sentences.choice_questions(splits["test"], 1, 50)
+    kinds = collections.Counter(kind for _, kind, *_ in chosen)
+    assert kinds == dict.fromkeys(english.CHOICES, 50)
+    for scene, kind, question, answer, options in chosen:
+        assert len(set(options)) == 4 and answer in options
+        events = {event.source: event for event in scene.events}
+        asked = [event for event in scene.events if event.source in question]
+        if kind == "what":
+            right = set(events)
+        elif kind == "order":
+            right = {", then ".join(events)}
+        elif kind == "how_many":
+            right = {english.NUMBER_WORDS[asked[0].count]}
+        else:
+            right = {asked[0].manner}
+        assert right & set(options) == {answer}, (scene, question, options)
+
+
+def test_answers_and_places_of_options_are_balanced(splits):
+    chosen = sentences.choice_questions(splits["test"], 1, 50)
+    for kind in ("what", "how_many", "manner"):
+        counts = collections.Counter(a for _, k, _, a, _ in chosen if k == kind)
+        assert max(counts.values()) <= 50 / len(counts) * 1.7, counts
+    places = collections.Counter(options.index(a) for *_, a, options in chosen)
+    assert min(places.values()) > 0.7 * len(chosen) / 4

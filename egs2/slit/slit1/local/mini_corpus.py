@@ -17,26 +17,33 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import soundfile
-from mini.scenes import VERSION, plan_corpus, scene_to_json
+from mini.scenes import VERSION, Scene, plan_corpus, plan_recordings, scene_to_json
 from mini.sets import write_data_dirs
-from mini.sounds import SAMPLE_RATE, render
+from mini.sounds import SAMPLE_RATE, render, render_recording
 
 from espnet2_slit.common.files import atomic, write_atomically, write_json
 
 LOGGER = logging.getLogger("mini")
-SIZES = {  # clips; of the last two, clips per class
+SIZES = {
     "train": 2400,
     "valid": 160,
     "test": 200,
     "test_unseen": 200,
     "test_class": 8,
     "test_class_unseen": 20,
+    "test_moments": 40,
+}
+UNITS = {
+    "test_class": "clips per class",
+    "test_class_unseen": "clips per class",
+    "test_moments": "recordings of 30 to 60 s",
 }
 
 
 def _render_to_file(task):
     scene, seed, path = task
-    waveform = render(scene, seed)
+    make = render if isinstance(scene, Scene) else render_recording
+    waveform = make(scene, seed)
     if not path.exists():
         with atomic(path) as stream:
             soundfile.write(
@@ -46,7 +53,7 @@ def _render_to_file(task):
 
 
 def _render_all(tasks, jobs):
-    """Write the audio of (scene, seed, path) tasks; one digest for all of it."""
+    """Write the audio of (scene, seed, path) tasks; one digest for that of scenes."""
     started = time.monotonic()
     digests = {}
     with contextlib.ExitStack() as stack:
@@ -64,7 +71,8 @@ def _render_all(tasks, jobs):
                     len(tasks),
                     time.monotonic() - started,
                 )
-    text = "".join(f"{clip} {digests[clip]}\n" for clip in sorted(digests))
+    clips = sorted(scene.clip for scene, _, _ in tasks if isinstance(scene, Scene))
+    text = "".join(f"{clip} {digests[clip]}\n" for clip in clips)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -75,7 +83,7 @@ def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2):
         data_dir: Path for the data directories.
         audio_dir: Path for the audio files and scenes.jsonl.
         seed: int.
-        sizes: as of plan_corpus.
+        sizes: as `SIZES`.
         jobs: processes that render audio; the result does not depend on it.
 
     Returns:
@@ -84,34 +92,36 @@ def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2):
     wanted = {"version": VERSION, "seed": seed, "sizes": sizes}
     stamp = audio_dir / "corpus.json"
     splits = plan_corpus(seed, sizes)
+    recordings = plan_recordings(seed, sizes["test_moments"])
     scenes = [scene for split in splits.values() for scene in split]
+    sounds = scenes + recordings
     paths = {
-        scene.clip: audio_dir / scene.clip.rsplit("_", 1)[0] / f"{scene.clip}.flac"
-        for scene in scenes
+        sound.clip: audio_dir / sound.clip.rsplit("_", 1)[0] / f"{sound.clip}.flac"
+        for sound in sounds
     }
     found = json.loads(stamp.read_text()) if stamp.exists() else {}
     is_other = {key: found.get(key) for key in wanted} != wanted
     if not is_other and all(path.exists() for path in paths.values()):
-        LOGGER.info("Mini corpus: %d clips are there (%s)", len(scenes), stamp)
+        LOGGER.info("Mini corpus: %d clips are there (%s)", len(sounds), stamp)
     else:
         if found and is_other:
             LOGGER.info("Mini corpus: other settings than in %s, making anew", stamp)
             for path in paths.values():
                 path.unlink(missing_ok=True)
         stamp.unlink(missing_ok=True)
-        tasks = [(scene, seed, paths[scene.clip]) for scene in scenes]
+        tasks = [(sound, seed, paths[sound.clip]) for sound in sounds]
         digest = _render_all(tasks, jobs)
         write_atomically(audio_dir / "scenes.jsonl", map(scene_to_json, scenes))
         found = {
             **wanted,
-            "clips": len(scenes),
-            "hours": round(sum(scene.duration_s for scene in scenes) / 3600, 3),
+            "clips": len(sounds),
+            "hours": round(sum(sound.duration_s for sound in sounds) / 3600, 3),
             "audio_digest": digest,
         }
         write_json(stamp, found, indent=2)
     # Text costs a second: always written, so the directories are always right.
     audio = {clip: str(path) for clip, path in paths.items()}
-    write_data_dirs(splits, seed, data_dir, audio)
+    write_data_dirs(splits, recordings, seed, data_dir, audio)
     return found
 
 
@@ -125,9 +135,9 @@ def main():
     parser.add_argument("--audio-dir", type=Path, default=Path("downloads/mini/audio"))
     parser.add_argument("--seed", type=int, default=1)
     for name, size in SIZES.items():
-        per = "clips per class" if name.startswith("test_class") else "clips"
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=size, help=per)
+        unit = UNITS.get(name, "clips")
+        parser.add_argument(option, type=int, default=size, help=unit)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     args = parser.parse_args()
     # Only our own progress: ESPnet reports every layer it initialises.

@@ -85,6 +85,14 @@ ANSWERS = {
     "": "nothing",  # in the background
     **{source: source for source in SOURCES},
 }
+# Multiple choice; the options of "order" are made by ORDER.
+CHOICES = {
+    "what": "Which sound is heard?",
+    "how_many": QUESTIONS["count"][0],
+    "order": "Which sounds are heard?",
+    "manner": "How does the {s} sound?",
+}
+ORDER = "{a}, then {b}"
 _INFINITIVE = {"pulsing": "pulse", "warbling": "warble"}
 
 
@@ -108,6 +116,11 @@ def _adjectives(rng, event, mention, manner=True):
 def label(manner, source):
     """Name of a class."""
     return f"{manner} {source}"
+
+
+def manner(name):
+    """How something sounds: 'rising'."""
+    return MANNER_WORDS[name][0]
 
 
 def indefinite(source, manner=""):

@@ -78,6 +78,12 @@ class Scene:
     duration_s: float
 
     @property
+    def span(self):
+        """First start and last end of a sound, in seconds."""
+        spans = [span for event in self.events for span in event.spans]
+        return min(start for start, _ in spans), max(end for _, end in spans)
+
+    @property
     def description(self):
         """Everything that words can tell of the scene, as a comparable key."""
         events = [(e.label, e.pitch, e.level, e.speed, e.count) for e in self.events]
@@ -254,6 +260,48 @@ def plan_corpus(seed, sizes):
                     scenes.append(scene)
         splits[split] = scenes
     return splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Scenes of one background in a row; `parts` are (start in s, scene)."""
+
+    clip: str
+    parts: tuple
+    background: str
+    duration_s: float
+
+
+def plan_recordings(seed, number):
+    """Recordings of 30 to 60 s, in which no class of sound comes twice.
+
+    Args:
+        seed: int.
+        number: of recordings.
+
+    Returns:
+        list of Recording, of combinations that training clips may have.
+    """
+    rng = random.Random(f"mini-{VERSION}-{seed}-test_moments")
+    recordings = []
+    for index in range(number):
+        clip = f"mini_test_moments_{index:05d}"
+        background = rng.choice(("", "", *BACKGROUNDS))
+        duration = round(rng.uniform(30.0, 60.0), 2)
+        parts, heard, time_s = [], set(), rng.uniform(0.5, 5.0)
+        while True:
+            scene = plan_scene(rng, f"{clip}_{len(parts)}", SEEN_CLASSES)
+            labels = {event.label for event in scene.events}
+            if _held_out(scene) or labels & heard:
+                continue
+            if time_s + scene.duration_s > duration:
+                break
+            heard |= labels
+            scene = dataclasses.replace(scene, background=background)
+            parts.append((round(time_s, 2), scene))
+            time_s += scene.duration_s + rng.uniform(0.5, 5.0)
+        recordings.append(Recording(clip, tuple(parts), background, duration))
+    return recordings
 
 
 def scene_to_json(scene):

@@ -5,10 +5,11 @@ test suite parses the sentences back and compares. A language is a module of wor
 forms of sentences and the phrases of one event, as `english`.
 """
 
+import itertools
 import random
 
 from mini import english
-from mini.scenes import BACKGROUNDS, SEEN_CLASSES, SOURCES
+from mini.scenes import BACKGROUNDS, MANNERS, SEEN_CLASSES, SOURCES
 
 from espnet2_slit.common.templates import instruction, wordings
 
@@ -172,3 +173,52 @@ def balanced_questions(scenes, seed, per_scene, fixed=False, language=english):
             chosen.append((scene, kind, question, answer))
             candidates = [item for item in candidates if item[1] != question]
     return chosen
+
+
+def choice_questions(scenes, seed, per_kind, language=english):
+    """Questions with four options, of which within a kind all are right equally often.
+
+    Args:
+        scenes: list of Scene.
+        seed: int.
+        per_kind: questions of each kind of `language.CHOICES`, fewer where scenes end.
+        language: module.
+
+    Returns:
+        list of (scene, kind, question, answer, options).
+    """
+    rng = random.Random(f"choices-{seed}-{scenes[0].clip}")
+    chosen = []
+    for kind, wording in language.CHOICES.items():
+        waiting = {}  # answer -> questions
+        for scene in rng.sample(scenes, len(scenes)):
+            for names, answer, options in _choices(rng, kind, scene, language):
+                question = wording.format(**names)
+                item = (scene, kind, question, answer, rng.sample(options, 4))
+                waiting.setdefault(answer, []).append(item)
+        rows = itertools.chain(*itertools.zip_longest(*waiting.values()))
+        chosen += [item for item in rows if item][:per_kind]
+    return chosen
+
+
+def _choices(rng, kind, scene, language):
+    """(names in the question, right answer, four options) of a scene."""
+    present = [event.source for event in scene.events]
+    names = {source: language.ANSWERS[source] for source in SOURCES}
+    absent = rng.sample([source for source in SOURCES if source not in present], 3)
+    if kind == "order":
+        if scene.relation == "sequence":
+            a, b = present
+            pairs = [(a, b), (b, a), (a, absent[0]), (absent[0], b)]
+            told = [language.ORDER.format(a=names[x], b=names[y]) for x, y in pairs]
+            yield {}, told[0], told
+        return
+    for event in scene.events:
+        if kind == "what":
+            yield {}, names[event.source], [names[s] for s in (event.source, *absent)]
+        elif kind == "how_many":
+            numbers = [language.ANSWERS[number] for number in language.NUMBER_WORDS]
+            yield language.names(event), language.ANSWERS[event.count], numbers
+        else:
+            manners = {m: language.manner(m) for m in MANNERS}
+            yield language.names(event), manners[event.manner], [*manners.values()]

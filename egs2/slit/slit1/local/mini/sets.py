@@ -1,10 +1,16 @@
 """The data directories of the mini corpus: which sample says what about which clip."""
 
+import json
 import random
 
 from mini import english
 from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES
-from mini.sentences import any_instruction, balanced_questions, captions
+from mini.sentences import (
+    any_instruction,
+    balanced_questions,
+    captions,
+    choice_questions,
+)
 from mini.sounds import SAMPLE_RATE
 
 from espnet2_slit.common.files import write_atomically, write_json
@@ -13,13 +19,15 @@ from espnet2_slit.data.writer import new_directory
 
 # Samples of a clip in the instruction sets, beside its class name.
 QUESTIONS_PER_SCENE, CAPTIONS_PER_SCENE = 3, 2
+CHOICES_PER_KIND = 50
 
 
-def write_data_dirs(splits, seed, data_dir, audio, language=english):
+def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english):
     """Write every set of the recipe.
 
     Args:
         splits: as of plan_corpus.
+        recordings: as of plan_recordings.
         seed: int.
         data_dir: Path, the recipe's `data`.
         audio: dict clip id -> path as it is to stand in wav.scp.
@@ -60,6 +68,13 @@ def write_data_dirs(splits, seed, data_dir, audio, language=english):
     lists = {"answers": language.ANSWERS.values()}
     tasks = ["question_answering"]
     write("test_qa", samples, "seen combinations", tasks, notes, lists)
+
+    samples, lists = _choice_questions(splits["test"], seed, language)
+    notes = f"chance: {1 / 4:.4f}"
+    write("test_choices", samples, "four options a question", tasks, notes, lists)
+
+    samples, lists = _moments(recordings, seed, language)
+    write("test_moments", samples, "30 to 60 s", ["moments"], "", lists)
 
     for name, classes, variant in (
         ("test_class", SEEN_CLASSES, "seen classes"),
@@ -186,3 +201,26 @@ def _test_questions(scenes, seed, language):
         f" {1 / len(language.ANSWERS):.4f}"
     )
     return samples, notes
+
+
+def _choice_questions(scenes, seed, language):
+    """Samples of the test set of multiple choice, its options and categories."""
+    chosen = choice_questions(scenes, seed, CHOICES_PER_KIND, language)
+    samples, options, kinds = {}, [], []
+    for key, (scene, kind, question, answer, shown) in _numbered(chosen):
+        samples[key] = _sample(scene.clip, answer, question, "question_answering")
+        options.append(f"{key} {json.dumps(shown, ensure_ascii=False)}")
+        kinds.append(f"{key} {kind}")
+    return samples, {"choices": sorted(options), "utt2kind": sorted(kinds)}
+
+
+def _moments(recordings, seed, language):
+    """Samples of the test set of moments, and when what they ask for is heard."""
+    samples, moments = {}, []
+    for recording in recordings:
+        for start_s, scene in recording.parts:
+            (text,) = captions(scene, seed, 1, language)
+            samples[scene.clip] = {"clip": recording.clip, "text": text}
+            first, last = (start_s + time_s for time_s in scene.span)
+            moments.append(f"{scene.clip} {first:.2f} {last:.2f}")
+    return samples, {"moments": sorted(moments)}

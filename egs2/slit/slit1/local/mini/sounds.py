@@ -1,5 +1,6 @@
 """How a scene sounds; all that is random is drawn by seed and clip id."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -145,6 +146,11 @@ def _render_background(rng, kind, samples):
     return noise / np.sqrt(np.mean(noise**2))
 
 
+def _generator(seed, clip):
+    digest = hashlib.blake2b(f"{seed}-{clip}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
 def render(scene, seed):
     """Waveform of a scene.
 
@@ -155,8 +161,7 @@ def render(scene, seed):
     Returns:
         (S,) int16 at 16 kHz.
     """
-    digest = hashlib.blake2b(f"{seed}-{scene.clip}".encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "big"))
+    rng = _generator(seed, scene.clip)
     samples = round(scene.duration_s * SAMPLE_RATE)
     size = scipy.fft.next_fast_len(samples + 4000, real=True)  # room for the tail
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -196,9 +201,33 @@ def render(scene, seed):
         layer = np.tanh(layer)
         rms = np.sqrt(np.mean(layer[active] ** 2))
         mix += layer * (10 ** (level / 20) / rms)
-    if scene.background:
+    return _finish(rng, mix, scene.background)
+
+
+def render_recording(recording, seed):
+    """Waveform of a recording; each of its scenes sounds as it would as a clip.
+
+    Args:
+        recording: Recording.
+        seed: int.
+
+    Returns:
+        (S,) int16 at 16 kHz.
+    """
+    mix = np.zeros(round(recording.duration_s * SAMPLE_RATE))
+    for start_s, scene in recording.parts:
+        clip = render(dataclasses.replace(scene, background=""), seed) / 32767
+        start = round(start_s * SAMPLE_RATE)
+        mix[start : start + len(clip)] += clip
+    return _finish(_generator(seed, recording.clip), mix, recording.background)
+
+
+def _finish(rng, mix, background):
+    """Add background and a noise floor -> int16."""
+    samples = len(mix)
+    if background:
         level = rng.uniform(-46.0, -41.0)
-        mix += 10 ** (level / 20) * _render_background(rng, scene.background, samples)
+        mix += 10 ** (level / 20) * _render_background(rng, background, samples)
     mix += 10 ** (rng.uniform(-73, -65) / 20) * rng.standard_normal(samples)
     peak = np.abs(mix).max()
     if peak > 0.98:  # two loud sounds at the same time, by a decibel or two
