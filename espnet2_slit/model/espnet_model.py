@@ -365,23 +365,6 @@ class RepresentationModel(SLITModel):
         hidden = self.qformer.forward_queries(memory).hidden
         return self.heads.embed_audio(hidden), memory
 
-    def embed_windows(self, frames: Padded) -> List[Tensor]:
-        """Each query window in the joint space, for search inside a clip.
-
-        Args:
-            frames: (B, T, D_a).
-
-        Returns:
-            For each clip (its windows, Q, E), unit length; their places in time are
-            `qformer.window_spans(length)`.
-        """
-        embedded, memory = self.embed_audio(frames)
-        windows = embedded.unflatten(1, (memory.windows, -1))
-        if memory.counts is None:
-            return list(windows)
-        counts = memory.counts.tolist()
-        return [clip[:count] for clip, count in zip(windows, counts, strict=True)]
-
     def embed_text(self, text: Padded) -> Tensor:
         """Texts in the joint space: (S, L) ids -> (S, E) unit length."""
         return self.heads.embed_text(self.qformer.forward_text(text))

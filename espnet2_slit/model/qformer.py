@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from espnet2_slit.common.padded import IGNORED, Padded, is_on_host, lengthen
 from espnet2_slit.model.packed_text import PackedText
 from espnet2_slit.model.qformer_layers import (
+    NORM_EPS,
     FrameKV,
     LanguageHead,
     PairBlock,
@@ -33,7 +34,7 @@ from espnet2_slit.model.qformer_layers import (
     split_heads,
 )
 
-FRAME_NORM_EPS = 1e-5  # LayerNorm on encoder frames; BERT's own norms use 1e-12
+FRAME_NORM_EPS = 1e-5  # LayerNorm on encoder frames
 
 
 @dataclass
@@ -69,7 +70,6 @@ class QFormer(nn.Module):
         cross_attention_every: cross-attention in layers 0, n, 2n, ...
         max_text_length: positions of the text (captions or instructions), tokens.
         dropout: on embeddings, outputs and attention weights.
-        layer_norm_eps: of BERT's norms.
         pad_id: padding token; only its embedding is special, masks are from lengths.
         bos_id: [DEC], which replaces the first token in generation.
         max_windows: windows a clip may have; above 1 frames get a learned window
@@ -110,7 +110,6 @@ class QFormer(nn.Module):
         cross_attention_every: int = 2,
         max_text_length: int = 512,
         dropout: float = 0.1,
-        layer_norm_eps: float = 1e-12,
         pad_id: int = 0,
         bos_id: int | None = None,
         max_windows: int = 1,
@@ -133,10 +132,8 @@ class QFormer(nn.Module):
         self.width, self.heads, self.feed_forward = width, heads, feed_forward
         self.num_queries, self.max_text_length = num_queries, max_text_length
         self.cross_attention_every = cross_attention_every
-        self.layer_norm_eps = layer_norm_eps
         self.pad_id, self.bos_id = pad_id, bos_id
         self.max_windows, self.frames_per_window = max_windows, frames_per_window
-        self.frames_per_second = frames_per_second
         self.max_query_windows = max_query_windows
         self.query_window_frames = _frames_of_window(
             query_window_s, frames_per_second, max_query_windows
@@ -161,7 +158,7 @@ class QFormer(nn.Module):
             if text_branch
             else None
         )
-        self.embedding_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.embedding_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.embedding_dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             QFormerLayer(
@@ -170,14 +167,11 @@ class QFormer(nn.Module):
                 heads,
                 feed_forward,
                 dropout,
-                layer_norm_eps,
                 text_branch,
             )
             for i in range(layers)
         )
-        self.language_head = (
-            LanguageHead(width, vocab_size, layer_norm_eps) if language_head else None
-        )
+        self.language_head = LanguageHead(width, vocab_size) if language_head else None
         if text_branch and not language_head:
             # no loss reaches it, and DDP waits for every trainable parameter
             self.layers[-1].text_feed_forward.requires_grad_(False)
@@ -380,27 +374,6 @@ class QFormer(nn.Module):
         _, rows, _ = self._run(None, rows, layout, mask, past=past)
         logits = self.language_head(rows, self.embedding.word.weight)
         return logits[: layout.tokens], targets[: layout.tokens]
-
-    def window_spans(self, frames: int) -> list[tuple[float, float]]:
-        """Start and end of each query window of a clip, seconds.
-
-        Args:
-            frames: T of the clip.
-
-        Raises:
-            ValueError: frames_per_second is not known.
-        """
-        if not self.frames_per_second > 0:
-            raise ValueError(
-                "window_spans: expected a Q-Former that knows the encoder's "
-                "frames_per_second, found none. Set qformer_conf.frames_per_second."
-            )
-        step = self.query_window_frames or frames
-        return [
-            (start / rate, min(start + step, frames) / rate)
-            for rate in (self.frames_per_second,)
-            for start in range(0, frames, step)
-        ]
 
     # -- parts ------------------------------------------------------------------
 

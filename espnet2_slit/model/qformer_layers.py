@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from espnet2_slit.model.cpu_attention import attend
 from espnet2_slit.model.packed_text import PackedText
 
+NORM_EPS = 1e-12  # of BERT's LayerNorms
+
 
 @dataclass
 class FrameKV:
@@ -88,15 +90,14 @@ class SelfAttention(nn.Module):
     Args:
         width: D_q.
         heads: H.
-        eps: of the LayerNorm.
     """
 
-    def __init__(self, width: int, heads: int, eps: float):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, 3 D_q) -> query, key, value, each (N, H, L, D_q / H)."""
@@ -111,17 +112,16 @@ class CrossAttention(nn.Module):
         width: D_q.
         encoder_width: D_a.
         heads: H.
-        eps: of the LayerNorm.
     """
 
-    def __init__(self, width: int, encoder_width: int, heads: int, eps: float):
+    def __init__(self, width: int, encoder_width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(encoder_width, width)
         self.value = nn.Linear(encoder_width, width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def context(
         self, queries: Tensor, blocks: list[PairBlock], index: int, dropout: float
@@ -160,14 +160,13 @@ class FeedForward(nn.Module):
         width: D_q.
         feed_forward: inner width.
         dropout: on the output.
-        eps: of the LayerNorm.
     """
 
-    def __init__(self, width: int, feed_forward: int, dropout: float, eps: float):
+    def __init__(self, width: int, feed_forward: int, dropout: float):
         super().__init__()
         self.up = nn.Linear(width, feed_forward)
         self.down = nn.Linear(feed_forward, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +186,6 @@ class QFormerLayer(nn.Module):
         heads: H.
         feed_forward: inner width of both feed-forwards.
         dropout: on outputs and attention weights.
-        eps: of the LayerNorms.
         text_branch: with the text feed-forward.
     """
 
@@ -198,19 +196,18 @@ class QFormerLayer(nn.Module):
         heads: int,
         feed_forward: int,
         dropout: float,
-        eps: float,
         text_branch: bool,
     ):
         super().__init__()
-        self.self_attention = SelfAttention(width, heads, eps)
+        self.self_attention = SelfAttention(width, heads)
         self.cross_attention = (
             None
             if encoder_width is None
-            else CrossAttention(width, encoder_width, heads, eps)
+            else CrossAttention(width, encoder_width, heads)
         )
-        self.query_feed_forward = FeedForward(width, feed_forward, dropout, eps)
+        self.query_feed_forward = FeedForward(width, feed_forward, dropout)
         self.text_feed_forward = (
-            FeedForward(width, feed_forward, dropout, eps) if text_branch else None
+            FeedForward(width, feed_forward, dropout) if text_branch else None
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -309,13 +306,12 @@ class LanguageHead(nn.Module):
     Args:
         width: D_q.
         vocab_size: V.
-        eps: of the LayerNorm.
     """
 
-    def __init__(self, width: int, vocab_size: int, eps: float):
+    def __init__(self, width: int, vocab_size: int):
         super().__init__()
         self.transform = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden: Tensor, word_weight: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from espnet2_slit.common.weights import read_weights as read_file
 from espnet2_slit.model.qformer import QFormer
+from espnet2_slit.model.qformer_layers import NORM_EPS
 
 logger = logging.getLogger(__name__)
 
@@ -412,7 +413,7 @@ def export_to_transformers(
         "hidden_dropout_prob": qformer.embedding_dropout.p,
         "attention_probs_dropout_prob": qformer.embedding_dropout.p,
         "max_position_embeddings": qformer.max_text_length,
-        "layer_norm_eps": qformer.layer_norm_eps,
+        "layer_norm_eps": NORM_EPS,
         "pad_token_id": qformer.pad_id,
         "cross_attention_frequency": qformer.cross_attention_every,
         "encoder_hidden_size": qformer.encoder_width,
