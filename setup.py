@@ -37,7 +37,7 @@ extras_require = {
     "video": ["av>=12"],
     "datasets": ["datasets>=3"],
     "score": ["pycocoevalcap>=1.2"],
-    "demo": ["gradio"],
+    "demo": ["gradio>=6.31"],
     "mcp": ["mcp>=2"],
     "serve": ["fastapi", "uvicorn", "python-multipart"],
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
@@ -49,6 +49,7 @@ extras_require = {
     "docs": ["sphinx", "myst-parser", "furo"],
     "bench": ["pandas"],
     "test": ["pytest>=7", "hypothesis>=6", "nbclient", "ipykernel", "httpx"],
+    "browser": ["gradio>=6.31", "playwright"],
     "dev": [
         "black",
         "isort",

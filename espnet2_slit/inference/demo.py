@@ -19,13 +19,24 @@ import numpy as np
 
 from espnet2_slit.data.audio import AudioError
 from espnet2_slit.inference.one_by_one import each, fault_of
-from espnet2_slit.inference.pictures import attention_figure, moments_figure
+from espnet2_slit.inference.pictures import attention_figure, moments_figure, pixels
 from espnet2_slit.inference.requests import InferenceError
 from espnet2_slit.inference.slit import SLIT
 
 MAX_UPLOAD = "200mb"
 NO_AUDIO = "Upload or record audio first."
 EXAMPLE_RATE = 16000
+INTRODUCTION = """# SLIT: describe, question and search sound
+
+The clip that is here at first: two whistles, then a hum that rises."""
+# The focus can be seen, and the player's grey can be read on white.
+CSS = """
+.contain :focus-visible:focus-visible {
+    outline: 3px solid var(--color-accent) !important;
+    outline-offset: 2px;
+}
+html:not(.dark) body:not(.dark) .contain {--neutral-400: var(--neutral-500)}
+"""
 
 
 def example_clip() -> np.ndarray:
@@ -162,13 +173,14 @@ class Page:
             fault = isinstance(found, Exception)
             text = fault_of(name, found).replace(path, name) if fault else found
             rows.append([name, text])
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self.folder.name, suffix=".csv", delete=False, newline=""
-        ) as stream:
+        kind = "answer" if question else "caption"
+        folder = tempfile.mkdtemp(dir=self.folder.name)  # several visitors
+        file = os.path.join(folder, f"{kind}s.csv")
+        with open(file, "w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["file", "answer" if question else "caption"])
+            writer.writerow(["file", kind])
             writer.writerows(rows)
-        return rows, stream.name
+        return rows, file
 
     def search(self, text: str) -> tuple[list, str | None]:
         """Text -> (rows of score and file, path of the best)."""
@@ -198,54 +210,77 @@ def build(page: Page) -> Any:
     except ImportError as error:
         raise ImportError(
             "slit demo needs gradio, which is not installed."
-            " Run: python -m pip install gradio"
+            " Run: python -m pip install 'espnet2_slit[demo]'"
         ) from error
     slit = page.slit
     with gr.Blocks(title="SLIT", analytics_enabled=False) as blocks:
-        gr.Markdown("# SLIT: describe, question and search sound")
-        audio = gr.Audio(
-            value=page.example,
-            sources=["upload", "microphone"],
-            type="filepath",
-            label="Audio (at first two whistles and a hum that rises)",
-        )
-        if slit.generator:
-            _writing_tabs(gr, page, audio)
-        _classify_tab(gr, page, audio)
-        if slit.representation:
-            _moments_tab(gr, page, audio)
-        with gr.Tab("Look"):
-            plot = gr.Plot(label="Spectrogram and where the queries look on it")
-            button = gr.Button("Show where the queries look", variant="primary")
-            button.click(page.look, audio, plot, api_name="look")
-        if page.index is not None:
-            _search_tab(gr, page)
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():  # one below the other where the window is narrow
+            with gr.Column(scale=2, min_width=320):
+                audio = gr.Audio(
+                    value=page.example,
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    label="Audio",
+                    buttons=["download"],
+                )
+            with (
+                gr.Column(scale=3, min_width=320),
+                gr.Tabs(overflow_behavior="wrap"),
+            ):
+                if slit.generator:
+                    _writing_tabs(gr, page, audio)
+                _classify_tab(gr, page, audio)
+                if slit.representation:
+                    _moments_tab(gr, page, audio)
+                _look_tab(gr, page, audio)
+                if page.index is not None:
+                    _search_tab(gr, page)
     return blocks
+
+
+def theme() -> Any:
+    """Gradio's, with text and buttons dark enough to read (4.5 to 1, as WCAG asks)."""
+    import gradio as gr
+
+    return gr.themes.Default(primary_hue="blue").set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+    )
 
 
 def _writing_tabs(gr: Any, page: Page, audio: Any) -> None:
     """Caption, Ask and Many files."""
     with gr.Tab("Caption"):
-        text = gr.Textbox(label="Caption")
-        gr.Button("Describe", variant="primary").click(
-            page.caption, audio, text, api_name="caption"
-        )
+        button = gr.Button("Describe", variant="primary")
+        text = gr.Textbox(label="Caption", interactive=False)
+        button.click(page.caption, audio, text, api_name="caption")
     with gr.Tab("Ask"):
         question = gr.Textbox(label="Question", value="How many whistles are there?")
         answers = gr.Textbox(
             label="Answers to choose from, separated by commas (empty: any)"
         )
-        answer = gr.Textbox(label="Answer")
         button = gr.Button("Ask", variant="primary")
-        button.click(page.ask, [audio, question, answers], answer, api_name="ask")
+        answer = gr.Textbox(label="Answer", interactive=False)
+        asked = [audio, question, answers]
+        when = (button.click, question.submit, answers.submit)
+        gr.on(when, page.ask, asked, answer, api_name="ask")
     with gr.Tab("Many files"):
-        files = gr.File(label="Audio files", file_count="multiple", type="filepath")
-        question = gr.Textbox(label="Question to each file (empty: describe it)")
-        rows = gr.Dataframe(
-            label="File and text", headers=["file", "text"], interactive=False
+        files = gr.File(
+            label="Audio files", file_count="multiple", type="filepath", height=160
         )
-        written = gr.File(label="The table as CSV", interactive=False)
+        question = gr.Textbox(label="Question to each file (empty: describe it)")
         button = gr.Button("Describe all", variant="primary")
+        rows = gr.Dataframe(
+            label="File and text",
+            headers=["file", "text"],
+            interactive=False,
+            wrap=True,
+            column_widths=["40%", "60%"],
+        )
+        written = gr.File(label="The table as CSV", interactive=False, height=100)
         button.click(page.table, [files, question], [rows, written], api_name="table")
 
 
@@ -258,36 +293,73 @@ def _classify_tab(gr: Any, page: Page, audio: Any) -> None:
         labels = gr.Textbox(
             label="Labels, separated by commas", value="whistle, hum, rattle"
         )
-        route = gr.Radio(routes, value=routes[0], label="Scored by")
-        chosen = gr.Label(label="Labels")
+        choices = [(route.replace("_", " "), route) for route in routes]
+        route = gr.Radio(choices, value=routes[0], label="Scored by")
         button = gr.Button("Classify", variant="primary")
-        button.click(page.classify, [audio, labels, route], chosen, api_name="classify")
+        chosen = gr.Label(label="Label that fits best")
+        asked, when = [audio, labels, route], (button.click, labels.submit)
+        gr.on(when, page.classify, asked, chosen, api_name="classify")
 
 
 def _moments_tab(gr: Any, page: Page, audio: Any) -> None:
     """When something is heard, as rows and on the waveform."""
     with gr.Tab("Moments"):
         text = gr.Textbox(label="What to find", value="a rising hum")
+        button = gr.Button("Find moments", variant="primary")
+        picture = _picture(
+            gr, "Waveform with the moments of the table below marked on it"
+        )
         rows = gr.Dataframe(
             label="Moments, the best first",
-            headers=["start s", "end s", "score"],
+            headers=["start, s", "end, s", "score"],
             interactive=False,
         )
-        plot = gr.Plot(label="Moments on the waveform")
-        button = gr.Button("Find moments", variant="primary")
-        button.click(page.moments, [audio, text], [rows, plot], api_name="moments")
+
+        def find(path: str | None, text: str) -> tuple[list, np.ndarray | None]:
+            found, figure = page.moments(path, text)
+            return found, figure and pixels(figure)
+
+        when = (button.click, text.submit)
+        gr.on(when, find, [audio, text], [rows, picture], api_name="moments")
+
+
+def _look_tab(gr: Any, page: Page, audio: Any) -> None:
+    """The attention of the queries."""
+    with gr.Tab("Look"):
+        button = gr.Button("Show where the queries look", variant="primary")
+        picture = _picture(gr, "Spectrogram, with where the queries look marked on it")
+
+        def look(path: str | None) -> np.ndarray | None:
+            figure = page.look(path)
+            return figure and pixels(figure)
+
+        button.click(look, audio, picture, api_name="look")
+
+
+def _picture(gr: Any, text: str) -> Any:
+    """Where a figure is shown; its title says what it is, `text` says so to readers."""
+    return gr.Image(
+        label=text,
+        alt_text=text,
+        show_label=False,
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
 
 
 def _search_tab(gr: Any, page: Page) -> None:
     """Search of the folder."""
     with gr.Tab("Search"):
-        text = gr.Textbox(label=f"Sound to look for in {page.index.root.name}")
+        text = gr.Textbox(
+            label=f"Sound to look for in {page.index.root.name}", value="a rising hum"
+        )
+        button = gr.Button("Search", variant="primary")
+        best = gr.Audio(label="Best match", interactive=False, buttons=["download"])
         table = gr.Dataframe(
             label="Files, the best first", headers=["score", "file"], interactive=False
         )
-        best = gr.Audio(label="Best match", interactive=False)
-        button = gr.Button("Search", variant="primary")
-        button.click(page.search, text, [table, best], api_name="search")
+        when = (button.click, text.submit)
+        gr.on(when, page.search, text, [table, best], api_name="search")
 
 
 def launch(
@@ -324,5 +396,7 @@ def launch(
         footer_links=[],
         ssr_mode=False,
         quiet=not block,
+        theme=theme(),
+        css=CSS,
     )
     return blocks

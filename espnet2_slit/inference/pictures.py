@@ -12,6 +12,7 @@ from espnet2_slit.inference.attention import attention
 from espnet2_slit.inference.slit import SLIT, Hit
 
 MEL_BINS, MEL_RATE = 128, 100  # of the spectrogram: bins, columns per second
+DPI = 150  # sharp on a screen of two pixels a point
 COLUMNS = 1000  # of a waveform
 READ_S = 60.0  # of a waveform at once
 
@@ -80,7 +81,7 @@ def attention_figure(slit: SLIT, path: str, instruction: str | None = None) -> A
     bands = encoder_bands(slit)
     duration_s = len(audio) / slit.sample_rate
     covered_s = weights.shape[1] / slit.encoder_identity["frames_per_second"]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     extent = (0, duration_s, 0, MEL_BINS)
     style = {"origin": "lower", "aspect": "auto"}
@@ -143,7 +144,7 @@ def moments_figure(slit: SLIT, path: str, hits: Sequence[Hit]) -> Any:
 
     duration_s = slit.clips([path], any_length=True).durations_s[0]
     loudest = envelope(slit, path)
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     seconds = (np.arange(COLUMNS) + 0.5) * duration_s / COLUMNS
     axes.fill_between(seconds, -loudest, loudest, color="0.45", linewidth=0)
@@ -154,7 +155,7 @@ def moments_figure(slit: SLIT, path: str, hits: Sequence[Hit]) -> Any:
         middle = (start_s + end_s) / 2
         axes.text(
             middle,
-            0.92,
+            0.9,
             str(place + 1),
             ha="center",
             transform=(axes.get_xaxis_transform()),
@@ -164,3 +165,12 @@ def moments_figure(slit: SLIT, path: str, hits: Sequence[Hit]) -> Any:
     axes.set_xlabel("seconds")
     axes.set_title("moments on the waveform, 1 the best")
     return figure
+
+
+def pixels(figure: Any) -> np.ndarray:
+    """A figure as an image: (height, width, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
