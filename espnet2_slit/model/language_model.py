@@ -32,6 +32,7 @@ from espnet2_slit.common.padded import IGNORED, Padded, is_on_host
 from espnet2_slit.data.prompt_encoder import PromptEncoder
 from espnet2_slit.model.cpu_attention import use_fast_attention
 from espnet2_slit.model.frozen import Frozen
+from espnet2_slit.model.t5_decoding import Search, decodes_quickly
 
 
 @dataclass(frozen=True)
@@ -269,15 +270,38 @@ class LanguageModel(nn.Module):
                 for device in devices:
                     generator = torch.cuda.default_generators[device.index]
                     generator.manual_seed(options.seed)
-            ids = self.frozen.module.generate(
-                inputs_embeds=embedded,
-                attention_mask=used.long(),
-                generation_config=self._generation_config(options),
-                logits_processor=self._logits_processors(options),
-            )
+            ids = self._write(embedded, used, options)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def _write(self, embedded: Tensor, used: Tensor, options: GenerationOptions):
+        """Ids of max(1, rerank) texts for each row of (B, N, D_l), in their order."""
+        network, rules = self.frozen.module, self._logits_processors(options)
+        stop_ids = network.generation_config.eos_token_id
+        usual = (
+            not options.do_sample and not network.generation_config.forced_bos_token_id
+        )
+        enough = (1 + len(stop_ids)) * options.num_beams <= self.vocabulary
+        if decodes_quickly(network) and usual and enough:
+            search = Search(
+                self._start_id,
+                stop_ids,
+                options.max_new_tokens,
+                options.min_new_tokens,
+                options.num_beams,
+                options.length_penalty,
+                rules,
+            )
+            states, _ = self._encode(embedded, used)
+            found = search.run(network, states[0], used)
+            return [ids for texts in found for ids in texts[: max(1, options.rerank)]]
+        return network.generate(
+            inputs_embeds=embedded,
+            attention_mask=used.long(),
+            generation_config=self._generation_config(options),
+            logits_processor=rules,
+        )
 
     @torch.no_grad()
     def embed_prompt(
