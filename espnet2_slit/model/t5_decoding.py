@@ -54,7 +54,7 @@ class TokenDecoder:
             shape = len(states), -1, attention.n_heads, attention.key_value_proj_dim
             projected = attention.k(states), attention.v(states)
             self.read.append([x.view(shape).transpose(1, 2) for x in projected])
-        self.own: list[list[Tensor]] = []
+        self.own: list[tuple[Tensor, Tensor]] = []
         first = self.blocks[0].layer[0].SelfAttention
         self.biases = first.compute_bias(steps, steps)  # (1, H, steps, steps)
 
@@ -77,12 +77,14 @@ class TokenDecoder:
             normed, attention = own_layer.layer_norm(hidden), own_layer.SelfAttention
             shape = len(ids), attention.n_heads, 1, attention.key_value_proj_dim
             query = attention.q(normed).view(shape)
-            kept = [attention.k(normed).view(shape), attention.v(normed).view(shape)]
+            key, value = attention.k(normed).view(shape), attention.v(normed).view(
+                shape
+            )
             if self.own:
-                pairs = zip(self.own[i], kept, strict=True)
-                kept = [torch.cat(pair, dim=2) for pair in pairs]
-            grown.append(kept)
-            context = F.scaled_dot_product_attention(query, *kept, bias, scale=1.0)
+                key = torch.cat((self.own[i][0], key), dim=2)
+                value = torch.cat((self.own[i][1], value), dim=2)
+            grown.append((key, value))
+            context = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
             hidden = hidden + attention.o(context.flatten(1))
             hidden = hidden + self._look(cross_layer, hidden, *self.read[i])
             hidden = feed_forward(hidden)
@@ -107,7 +109,10 @@ class TokenDecoder:
         if rows == list(range(len(self.own[0][0]))):
             return
         index = torch.tensor(rows, device=self.own[0][0].device)
-        self.own = [[x.index_select(0, index) for x in kept] for kept in self.own]
+        self.own = [
+            (key.index_select(0, index), value.index_select(0, index))
+            for key, value in self.own
+        ]
 
 
 @dataclass(frozen=True)
