@@ -306,6 +306,30 @@ def test_layers_can_be_concatenated(name, build):
     )
 
 
+@pytest.mark.parametrize("window_s", [None, 0.96])
+def test_pooled_frames_are_means_of_neighbours(build, window_s):
+    options = {"window_s": window_s, "max_windows": 9}
+    fine, coarse = build("whisper", **options), build("whisper", pool=4, **options)
+    assert coarse.frames_per_second == fine.frames_per_second / 4 == 12.5
+    speech = batch([noise(1.6, RATE), noise(0.8, RATE)])  # whole pooled steps
+    frames, lengths = fine(*speech)
+    pooled, pooled_lengths = coarse(*speech)
+    assert lengths.tolist() == [80, 40] and pooled_lengths.tolist() == [20, 10]
+    means = frames.unflatten(1, (-1, 4)).mean(2)
+    torch.testing.assert_close(pooled[0], means[0])
+    torch.testing.assert_close(pooled[1, :10], means[1, :10])
+    assert coarse(*batch([noise(0.81, RATE)]))[1].tolist() == [11]
+    assert coarse.identity() != fine.identity() and "pool" not in fine.identity()
+
+
+def test_frames_that_are_not_one_a_step_are_not_pooled(build):
+    for name in ("beats", "wav2vec2"):
+        with pytest.raises((ValueError, TypeError), match="pool"):
+            build(name, pool=2)
+    with pytest.raises(ValueError, match="found 8, 32 and 0"):
+        build("whisper", pool=0)
+
+
 def test_lower_precision_is_close_and_ignores_outer_autocast(tmp_path):
     # Of fewer than 16 channels a group, as other tests' BEATs has, oneDNN's bfloat16
     # convolution is wrong on CPUs with AMX (torch 2.13); published ones have 48.

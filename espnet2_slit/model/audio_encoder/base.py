@@ -8,7 +8,7 @@ into windows, and windows of equal length are run together.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -62,6 +62,21 @@ class Grid:
         A last, shorter window gives as many frames as the encoder makes of it.
         """
         return cls(samples, 0, frames, 1, min_samples, drops_tail=False)
+
+    def pooled(self, count: int) -> Grid:
+        """Of the means of so many neighbouring frames.
+
+        Raises:
+            ValueError: several frames a step are not neighbours in time, and where a
+                tail is dropped, the last mean would not end with its step.
+        """
+        if self.frames_per_step != 1 or self.drops_tail:
+            raise ValueError(
+                f"pool: expected 1, found {count}; only encoders with one frame for "
+                "each step of time, as Whisper, can have theirs averaged"
+            )
+        steps = max(self.window_steps // count, 1)
+        return replace(self, step=self.step * count, window_steps=steps)
 
     def steps(self, samples: int) -> int:
         """Steps of audio of that many samples, at least one."""
@@ -124,6 +139,8 @@ class AudioEncoder(nn.Module):
             on the fly.
         crop: cut audio to whole steps before encoding, so that more windows are of
             equal length. Only for encoders whose frames do not depend on the tail.
+        pool: neighbouring frames whose mean is one frame, so that the Q-Former reads,
+            and a cache holds, fewer. Only for encoders with one frame a step.
 
     Raises:
         ValueError: layer, precision or a count is out of range.
@@ -145,16 +162,19 @@ class AudioEncoder(nn.Module):
         windows_per_pass: int = 32,
         precision: str = "float32",
         crop: bool = False,
+        pool: int = 1,
     ):
         super().__init__()
         precision = choose_precision(
             precision, default_device(), (*PRECISIONS, "float16")
         )
-        if max_windows < 1 or windows_per_pass < 1:
+        if min(max_windows, windows_per_pass, pool) < 1:
             raise ValueError(
-                "max_windows and windows_per_pass: expected 1 or more, found "
-                f"{max_windows} and {windows_per_pass}"
+                "max_windows, windows_per_pass and pool: expected 1 or more, found "
+                f"{max_windows}, {windows_per_pass} and {pool}"
             )
+        if pool > 1:
+            grid = grid.pooled(pool)
         num_layers = None if layers is None else len(layers)
         _check_layer(layer, num_layers, kind)
         if isinstance(layer, int):
@@ -167,7 +187,7 @@ class AudioEncoder(nn.Module):
         self.sample_rate, self.width, self.grid = sample_rate, width, grid
         self.layer, self.num_layers = layer, num_layers
         self.max_windows, self.windows_per_pass = max_windows, windows_per_pass
-        self.precision, self.crop = precision, crop
+        self.precision, self.crop, self.pool = precision, crop, pool
         self.frames_per_second = sample_rate * grid.frames_per_step / grid.step
         self.max_duration_s = grid.window_steps * grid.step / sample_rate
         self.frames_per_window = grid.window_steps * grid.frames_per_step
@@ -276,6 +296,10 @@ class AudioEncoder(nn.Module):
             frames = torch.einsum("k,knfd->nfd", share, frames)
         elif self.layer == "concatenated":
             frames = frames.permute(1, 2, 0, 3).flatten(2)  # (N, F, K * D_a)
+        if self.pool > 1:  # a last, shorter group is the mean of what it has
+            frames = nn.functional.avg_pool1d(
+                frames.transpose(1, 2), self.pool, ceil_mode=True
+            ).transpose(1, 2)
         return frames
 
     def windows(self, samples: int, clip: int = 0) -> list[Window]:
@@ -328,7 +352,8 @@ class AudioEncoder(nn.Module):
 
     def identity(self) -> dict:
         """What the frames depend on: plain values that feature caches compare."""
-        return {
+        pool = {"pool": self.pool} if self.pool > 1 else {}
+        return pool | {
             "kind": self.kind,
             "path": self.path,
             "fingerprint": fingerprint(self._weights[0]),

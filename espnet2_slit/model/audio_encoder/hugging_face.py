@@ -284,6 +284,7 @@ def load_hugging_face(
     max_windows: int = 8,
     windows_per_pass: int = 32,
     precision: str = "float32",
+    pool: int = 1,
 ) -> HuggingFaceAudioEncoder:
     """Load an audio encoder with its feature extractor.
 
@@ -297,6 +298,7 @@ def load_hugging_face(
         max_windows: see `AudioEncoder`.
         windows_per_pass: see `AudioEncoder`.
         precision: see `AudioEncoder`.
+        pool: see `AudioEncoder`; Whisper alone has a choice.
 
     Returns:
         The encoder, in eval mode.
@@ -331,6 +333,7 @@ def load_hugging_face(
         max_windows=max_windows,
         windows_per_pass=windows_per_pass,
         precision=precision,
+        pool=pool,
     )
 
 
