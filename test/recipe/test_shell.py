@@ -951,7 +951,7 @@ def test_own_data_is_trained_between_released_parts(own_data):
         "--tag my_table ",
         "--audio_encoder hugging_face --audio_encoder_path ",
         "/models/whisper-tiny.en "
-        "--audio_encoder_conf window_s=10.0 layer=concatenated ",
+        "--audio_encoder_conf window_s=10.0 layer=concatenated pool=2 ",
         "/models/SmolLM2-135M-Instruct --qformer_tokenizer ",
         "/models/all-MiniLM-L6-v2 --tag my_table ",
         "--stop_stage score",

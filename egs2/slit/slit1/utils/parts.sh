@@ -30,7 +30,7 @@ pretrained_parts() {
         encoder=$(part "${hub_names[0]}")
         chosen+=("audio_encoder=${encoder}")
         part_options+=(--audio_encoder hugging_face --audio_encoder_path "${encoder}"
-            --audio_encoder_conf "window_s=$1 layer=concatenated")
+            --audio_encoder_conf "window_s=$1 layer=concatenated pool=2")
     fi
     writer=$(given "${language_model:-$(part "${hub_names[1]}")}")
     reader=$(given "${qformer_tokenizer:-$(part "${hub_names[2]}")}")
