@@ -87,11 +87,13 @@ def make(recipe: Recipe, out: Path) -> tuple[dict[str, int], list[Report]]:
                         *(source.name, len(found)),
                     )
                 leaking |= found
+        captioned = _captioned(parts, recipe, out)
         made[f"{part}_caption"] = instruction.join(
-            _captioned(parts, recipe, out), out / f"{part}_caption", leaking
+            captioned, out / f"{part}_caption", leaking
         )
+        # captions of labels, too: instruction tuning unlearns what it never asks for
         counts = instruction.mix(
-            parts,
+            list(dict.fromkeys([*parts, *captioned])),
             out / f"{part}_instruction",
             recipe.wording,
             recipe.alpha if part == "train" else None,

@@ -1,5 +1,7 @@
 """The command line: one word a corpus, its options, its report, its errors."""
 
+from collections import Counter
+
 import pytest
 
 from espnet2_slit.bin import slit_corpus, slit_data
@@ -62,14 +64,16 @@ def test_a_recipe_is_prepared_from_one_labelled_corpus(tree, tmp_path, capsys):
     expected = {
         "train_caption": 18,
         "valid_caption": 6,
-        "train_instruction": 36,
-        "valid_instruction": 12,
+        "train_instruction": 54,  # what is it, is it this, and describe it
+        "valid_instruction": 18,
         "esc50_test": 6,
     }
     for name, samples in expected.items():
         assert validate.validate(tmp_path / name) == samples
         split = name.partition("_")[0] if name != "esc50_test" else "test"
         assert kaldi_dir.read_set(tmp_path / name)["split"] == split
+    tasks = dict(kaldi_dir.read_pairs(tmp_path / "train_instruction" / "utt2task"))
+    assert Counter(tasks.values())["caption"] == 18
     assert f"{tmp_path / 'train_caption'}: 18 samples" in capsys.readouterr().out
 
 
