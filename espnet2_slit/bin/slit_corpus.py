@@ -532,7 +532,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def read_reading(args: argparse.Namespace, form: str = "train") -> Reading:
-    """The options of add_reading."""
+    """The options of add_reading; from here on the readers' rules are said."""
+    logging.getLogger().setLevel(logging.INFO)
     names = dict(read_pairs(args.label_names)) if args.label_names else None
     return Reading(args.task, form, names, args.multi_label, args.zero_shot)
 
@@ -552,7 +553,8 @@ def make_recipe_sets(args: argparse.Namespace) -> None:
     """Makes all sets from those of other ESPnet recipes and prints their sizes."""
 
     def names(words: list[str]) -> list[str]:
-        return " ".join(words).replace(",", " ").split()
+        # quotes inside --local_data_opts reach us as signs
+        return re.sub("[,\"']", " ", " ".join(words)).split()
 
     reading = read_reading(args)
     sources = [Source(args.folder, args.train, args.valid, names(args.test), reading)]

@@ -291,6 +291,12 @@ def _check_sources(sources: list[Path]) -> None:
                 f"in a recipe, --local_data_opts 'espnet --from {folder.parent} --train"
                 f" SET --valid SET --test {folder.name}' (local/espnet_data.sh --help)."
             )
+        if not any((folder / name).is_file() for name in ("text", "references")):
+            raise DataDirError(
+                f"{folder} has no text and no references: nothing to learn or score. "
+                "asr.sh leaves text_spk1, ... out of dump/raw; take the recipe's "
+                "data/, or leave the set out."
+            )
 
 
 def _leakage(args: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 Owns three rules. A clip is a recording or a segment of one, shared by all samples that
 speak of it: `utt2audio` says which, and where it is missing, equal audio (the same file
-or command, from and to the same second) is one clip. A relative path is tried from the
+or command, from and to the same second; in a dump of asr.sh, which gives every id a
+FLAC file of its own, the same samples) is one clip. A relative path is tried from the
 working directory, then from the folders above the data directory, nearest first, as
 other recipes write theirs. An end of -1 means the end of the recording.
 """
@@ -126,6 +127,7 @@ def read_clips(
         samples = {sample: named[sample] for sample in samples}
     else:
         samples = _by_audio(data_dir, samples, places, report)
+        places = {sample: places[clip_id] for sample, clip_id in samples.items()}
     clips: dict[str, Clip] = {}
     for sample, clip_id in samples.items():
         clip = Clip(clip_id, *places[sample])
@@ -185,8 +187,15 @@ def _by_audio(
     report: Report | None,
 ) -> dict[str, str]:
     """Clips where nothing names them: equal audio is the clip of its first sample."""
-    first: dict[tuple[str, float, float | None], str] = {}
-    clips = {s: first.setdefault(Clip(s, *places[s]).source, s) for s in samples}
+    dumped = (data_dir / "feats_type").is_file()  # written by asr.sh beside wav.scp
+
+    def audio(sample: str) -> object:
+        clip = Clip(sample, *places[sample])
+        digest = _flac_digest(clip.path) if dumped and clip.is_whole else None
+        return digest or clip.source
+
+    first: dict[object, str] = {}
+    clips = {sample: first.setdefault(audio(sample), sample) for sample in samples}
     if len(first) < len(clips):
         said = f"{len(clips):,} samples of {len(first):,} clips"
         if report is not None:
@@ -194,6 +203,21 @@ def _by_audio(
         else:
             logging.info("%s: equal audio is one clip: %s", data_dir, said)
     return clips
+
+
+def _flac_digest(path: str) -> bytes | None:
+    """Rate, length and MD5 of a FLAC file's samples as its header has them, or None."""
+    if not path.endswith(".flac"):
+        return None
+    try:
+        with open(path, "rb") as stream:
+            header = stream.read(42)
+    except OSError:
+        return None  # whoever reads it says why it cannot be read
+    # "fLaC", a block's header, STREAMINFO from its tenth byte on (RFC 9639, 8.2); an
+    # MD5 of zeros is one that was not computed.
+    known = header[:4] == b"fLaC" and any(header[26:])
+    return header[18:] if known else None
 
 
 def _from_recipe(

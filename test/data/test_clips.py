@@ -84,6 +84,25 @@ def test_paths_of_dump_raw_are_found_as_well(tmp_path):
     assert clips["b"].path.endswith("b.ark:12") and "asr1" in clips["b"].path
 
 
+def test_copies_of_one_wav_in_dump_raw_are_one_clip(clotho):
+    """asr.sh writes a FLAC file for each id, so five of one wav, and feats_type."""
+    recipe = clotho.parents[1]
+    folder = recipe / "dump" / "raw" / "development_clotho_all"
+    lines = []
+    for key, wav in kaldi_dir.read_pairs(clotho / "wav.scp"):
+        flac = f"dump/raw/org/development_clotho_all/data/format.1/{key}.flac"
+        (recipe / flac).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(recipe / flac, *soundfile.read(recipe / wav))
+        lines.append(f"{key} {flac}")
+    write(folder, "wav.scp", lines)
+    write(folder, "feats_type", ["raw"])
+    report = Report("")
+    samples, clips = read_clips(folder, report)
+    assert len(samples) == FILES * CAPTIONS and len(clips) == FILES
+    assert samples["5_development_clotho_1"] == "1_development_clotho_1"
+    assert report.notes["equal audio is one clip"] == "15 samples of 3 clips"
+
+
 def test_prepare_writes_equal_audio_as_utt2audio(clotho, tmp_path):
     out = tmp_path / "dump" / "raw" / "train"
     report = prepare(clotho, out)

@@ -266,3 +266,16 @@ def test_captions_that_are_only_references_are_pointed_to_the_espnet_option(
     assert f"{data}/validation has text_spk1, ... and no text" in out
     assert f"espnet --from {data}" in out
     assert not (recipe / "dump").exists()
+
+
+def test_sets_without_any_text_are_refused_before_work_begins(recipe, tmp_path):
+    """asr.sh writes no text beside the references of a test set in dump/raw."""
+    data = trees.clotho_recipe(tmp_path / "asr1" / "dump" / "raw")
+    for path in data.glob("evaluation/text_spk*"):
+        path.unlink()
+    words = ["--local_data_dir", data, "--train_set", "development_clotho"]
+    words += ["--valid_set", "development_clotho", "--test_sets", "evaluation"]
+    words += ["--instruction_train_set=", "--instruction_valid_set="]
+    out = run(recipe / "run.sh", *words, "--stop_stage", "1", fails=True)
+    assert f"{data}/evaluation has no text and no references" in out
+    assert not (recipe / "dump").exists()

@@ -1,5 +1,7 @@
 """Data directories of ESPnet's clotho_v2/asr1 and esc50/cls1 become ours."""
 
+import logging
+
 import pytest
 import trees
 
@@ -241,7 +243,8 @@ def test_captions_of_one_recipe_and_questions_of_another_train_together(
     words += ["--valid", "validation", "--test", "validation,evaluation"]
     words += ["--questions_from", str(questions), "--questions_train"]
     words += ["development_aqa", "--questions_valid", "validation_aqa"]
-    words += ["--questions_test", "evaluation_aqa validation_aqa"]
+    # as a shell splits --local_data_opts '... --questions_test "a b"'
+    words += ["--questions_test", '"evaluation_aqa', 'validation_aqa"']
     slit_corpus.main([*words, "--out", str(tmp_path / "data")])
     sets = {p.parent.name for p in (tmp_path / "data").glob("*/wav.scp")}
     tests = {"test_evaluation", "test_validation"}
@@ -270,3 +273,29 @@ def test_questions_alone_say_what_to_train(questions, tmp_path, capsys):
     slit_corpus.main(words)
     assert "--skip_representation true" in capsys.readouterr().out
     assert (tmp_path / "d" / "test_validation_aqa" / "references").is_file()
+
+
+def test_what_is_done_about_equal_audio_and_relative_paths_is_said(
+    tmp_path, monkeypatch, caplog
+):
+    """As clotho_v2/asr1 repeats a file, and as20k/cls1 writes downloads/eval_wav/..."""
+    recipe = tmp_path / "asr1"
+    trees.sound(recipe / "downloads" / "a.wav", seconds=0.2, rate=8000)
+    for name in ("train", "val", "eval"):
+        folder = recipe / "data" / name
+        folder.mkdir(parents=True)
+        ids = [f"{n}_{name}" for n in (1, 2)]
+        (folder / "wav.scp").write_text("".join(f"{i} downloads/a.wav\n" for i in ids))
+        (folder / "text").write_text("".join(f"{i} a bell\n" for i in ids))
+    (tmp_path / "slit1").mkdir()
+    monkeypatch.chdir(tmp_path / "slit1")
+    caplog.set_level(logging.WARNING)  # and as it was, afterwards
+    caplog.handler.setLevel(logging.NOTSET)
+    words = ["--from", "../asr1/data", "--train", "train", "--valid", "val"]
+    slit_corpus.main(["espnet_sets", *words, "--test", "eval"])
+    slit_corpus.main(["espnet", "../asr1/data/eval", "--out", "one"])
+    for name in ("train", "val", "eval"):
+        said = f"../asr1/data/{name}: relative paths: 2 from ../asr1"
+        assert caplog.text.count(said) == 1 + (name == "eval")
+        said = f"../asr1/data/{name}: equal audio is one clip: 2 samples of 1 clips"
+        assert caplog.text.count(said) == 1 + (name == "eval")
