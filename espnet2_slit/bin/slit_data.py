@@ -287,7 +287,8 @@ def _check_sources(sources: list[Path]) -> None:
         if (folder / "text_spk1").is_file() and not (folder / "text").is_file():
             raise DataDirError(
                 f"{folder} has text_spk1, ... and no text, as other ESPnet recipes "
-                f"keep captions. `slit corpus espnet {folder} --out DIR` completes it; "
+                f"keep captions. `slit corpus espnet {folder} --out DIR` completes it "
+                "(--form evaluation: to score with); "
                 f"in a recipe, --local_data_opts 'espnet --from {folder.parent} --train"
                 f" SET --valid SET --test {folder.name}' (local/espnet_data.sh --help)."
             )
