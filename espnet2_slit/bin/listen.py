@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_slit.bin import shared
+from espnet2_slit.common.names import ROUTES
 
 
 def add_commands(add: shared.Add) -> None:
@@ -43,7 +44,7 @@ def add_commands(add: shared.Add) -> None:
     )
     command.add_argument(
         "--route",
-        choices=["similarity", "matching", "language_model"],
+        choices=ROUTES,
         help="how labels are scored (default: similarity where the system has it)",
     )
     shared.add_model(command)

@@ -16,6 +16,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.common.names import SAMPLE_TASKS
 from espnet2_slit.common.templates import TEMPLATES
 from espnet2_slit.data.clips import sample_clips
 from espnet2_slit.data.corpora import (
@@ -34,7 +35,7 @@ from espnet2_slit.data.corpora import (
 from espnet2_slit.data.corpora.espnet_recipe import FORMS, Reading, Source
 from espnet2_slit.data.corpora.espnet_recipe import make_recipe_sets as recipe_sets
 from espnet2_slit.data.corpora.espnet_recipe import read_recipe_set
-from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, read_pairs
+from espnet2_slit.data.kaldi_dir import DataDirError, read_pairs
 
 
 def boolean(word: str) -> bool:

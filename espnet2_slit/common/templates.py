@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2_slit.common.files import read_yaml
+from espnet2_slit.common.names import SAMPLE_TASKS
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_OPTIONS = len(LETTERS)
-TASKS = ("caption", "question_answering", "classification")
 # What each wording leaves open.
 OPEN = {
     "caption": (),
@@ -64,7 +64,7 @@ def wordings(language: str = "en") -> dict[str, tuple[str, ...]]:
     return {name: tuple(content[name]) for name in OPEN}
 
 
-TEMPLATES = {task: wordings()[task] for task in TASKS}
+TEMPLATES = {task: wordings()[task] for task in SAMPLE_TASKS}
 
 
 def instruction(
@@ -73,7 +73,7 @@ def instruction(
     """Wording of an instruction.
 
     Args:
-        task: one of TASKS.
+        task: one of SAMPLE_TASKS.
         question: the question; for question_answering only.
         variant: which wording, any integer >= 0 (taken modulo their number);
             0 is the default wording.
@@ -85,9 +85,9 @@ def instruction(
     Raises:
         ValueError: unknown task or language; a question missing or not asked for.
     """
-    if task not in TASKS:
+    if task not in SAMPLE_TASKS:
         raise ValueError(
-            f"task must be one of {', '.join(TASKS)}; found {task!r}. "
+            f"task must be one of {', '.join(SAMPLE_TASKS)}; found {task!r}. "
             "Correct utt2task, or add the task to espnet2_slit/common/templates.py."
         )
     known = wordings(language)[task]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from espnet2_slit.common.files import read_lines, write_atomically
+from espnet2_slit.common.names import TASKS
 from espnet2_slit.data.clips import parse_segment, sample_clips
 from espnet2_slit.data.kaldi_dir import (
     CLIP_FILES,
@@ -17,7 +18,6 @@ from espnet2_slit.data.kaldi_dir import (
     SAMPLE_LISTS,
     SEPARATOR,
     SOME_SAMPLES_FILES,
-    TASKS,
     DataDirError,
     asks_questions,
     check_id,

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from espnet2_slit.common.files import read_json
+from espnet2_slit.common.names import TASKS
 
 SCHEMA = 1
-TASKS = ("caption", "retrieval", "question_answering", "classification", "moments")
-SAMPLE_TASKS = ("caption", "question_answering", "classification")
 # Keyed by sample; a directory has those it needs. `segments` decide what wav.scp means.
 SAMPLE_FILES = (
     "text",

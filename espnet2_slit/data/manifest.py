@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from espnet2_slit.common.names import SAMPLE_TASKS
 from espnet2_slit.common.templates import choice_question
-from espnet2_slit.data.kaldi_dir import SAMPLE_TASKS, DataDirError, one_line
+from espnet2_slit.data.kaldi_dir import DataDirError, one_line
 from espnet2_slit.data.manifest_rows import Row, read_rows
 from espnet2_slit.data.report import Report
 from espnet2_slit.data.writer import SetWriter, put_in_place, remove_sets

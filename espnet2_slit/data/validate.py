@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from espnet2_slit.common.names import SAMPLE_TASKS
 from espnet2_slit.data.choices import read_choices
 from espnet2_slit.data.clips import parse_segment
 from espnet2_slit.data.kaldi_dir import (
     EXAMPLES,
-    SAMPLE_TASKS,
     SEPARATOR,
     DataDirError,
     asks_questions,

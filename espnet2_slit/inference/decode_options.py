@@ -7,10 +7,10 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from espnet2_slit.common.names import ROUTES
 from espnet2_slit.inference.engine import Engine
 from espnet2_slit.inference.requests import (
     LABEL_TEMPLATES,
-    ROUTES,
     InferenceError,
     answer_options,
     generation_options,

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espnet2_slit.common import templates
+from espnet2_slit.common.names import SAMPLE_TASKS
 
-TASKS = templates.TASKS
 # What a plain question has not, and its longest length, as LAVIS prepares questions.
 _MARKS, _WORDS = re.compile(r"[.!\"()*#:;~]"), 50
 
@@ -83,7 +83,7 @@ def read_defaults(inference_conf: dict | None) -> dict[str, TaskDefaults]:
             is that of all tasks.
 
     Returns:
-        One for each of `TASKS`.
+        One for each of `SAMPLE_TASKS`.
 
     Raises:
         DefaultsError: an unknown task or field, or a value that cannot be.
@@ -91,7 +91,7 @@ def read_defaults(inference_conf: dict | None) -> dict[str, TaskDefaults]:
     conf = dict(inference_conf or {})
     language = conf.pop("language", "en")
     found = {}
-    for task in TASKS:
+    for task in SAMPLE_TASKS:
         try:
             found[task] = TaskDefaults(
                 **{"language": language, **(conf.pop(task, None) or {})}
@@ -105,7 +105,8 @@ def read_defaults(inference_conf: dict | None) -> dict[str, TaskDefaults]:
             ) from error
     if conf:
         raise DefaultsError(
-            f"inference_conf: expected {', '.join(TASKS)}, found {', '.join(conf)}."
+            f"inference_conf: expected {', '.join(SAMPLE_TASKS)}, found"
+            f" {', '.join(conf)}."
         )
     return found
 
@@ -115,7 +116,7 @@ def wording(defaults: TaskDefaults, task: str, question: str = "") -> str:
 
     Args:
         defaults: of the task.
-        task: one of `TASKS`.
+        task: one of `SAMPLE_TASKS`.
         question: for question_answering only.
 
     Returns:

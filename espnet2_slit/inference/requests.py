@@ -13,7 +13,6 @@ from typing import Any
 from espnet2_slit.inference.system import read_config
 from espnet2_slit.model.language_model import GenerationOptions
 
-ROUTES = ("similarity", "matching", "language_model")
 # How a label becomes a text that the contrastive and matching sides compare with audio.
 LABEL_TEMPLATES = ("{}", "the sound of {}")
 # How texts are to be written: the class, or a mapping of its fields.

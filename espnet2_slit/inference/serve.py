@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from espnet2_slit import __version__
+from espnet2_slit.common.names import ROUTES
 from espnet2_slit.data.audio import AudioError, probe
 from espnet2_slit.inference.batching import Batcher, QueueFull
 from espnet2_slit.inference.one_by_one import fault_of
@@ -45,7 +46,7 @@ FIELDS: dict[str, dict[str, dict[str, Any]]] = {
     "answer": {"question": TEXT, "candidates": TEXTS, **WRITING},
     "classify": {
         "labels": TEXTS,
-        "route": {"enum": ["similarity", "matching", "language_model"]},
+        "route": {"enum": list(ROUTES)},
     },
     "embed": {"text": TEXT},
     "moments": {"text": TEXT, "top_k": WHOLE, "window_s": NUMBERS},

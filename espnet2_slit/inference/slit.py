@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet2_slit.common.names import ROUTES
 from espnet2_slit.data.audio import MIN_DURATION_S
 from espnet2_slit.inference.classification import (
     label_likelihoods,
@@ -30,7 +31,6 @@ from espnet2_slit.inference.engine import BATCH_SECONDS, Engine
 from espnet2_slit.inference.generation import generate, score_candidates
 from espnet2_slit.inference.requests import (
     LABEL_TEMPLATES,
-    ROUTES,
     InferenceError,
     Options,
     answer_options,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from espnet2_slit.common.archives import extract
 from espnet2_slit.common.files import read_json, read_yaml, sha256, write_json
+from espnet2_slit.common.names import STAGES
 
 SCHEMA = 1
 SYSTEM_FILE = "slit.json"
@@ -68,7 +69,7 @@ def part_of(config_file):
     """Which part of a system a training configuration makes."""
     config = read_config(config_file)
     kind = config.get("model")
-    if kind not in ("representation", "generative", "instruction"):
+    if kind not in STAGES:
         raise PackingError(
             f"{config_file}: expected the key model to be representation, generative or"
             f" instruction, found {kind!r}. Is it the config.yaml of a SLIT experiment?"

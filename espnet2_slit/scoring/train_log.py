@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STAGES = ("representation", "generative", "instruction")
+from espnet2_slit.common.names import STAGES
+
 # "3epoch results: [train] loss=1.2, ... [valid] loss=1.3, ..."
 EPOCH_LINE = re.compile(r"(\d+)epoch results: (.*)")
 # "2epoch:train:51-100batch: iter_time=0.03, loss=4.2, ..."

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espnet2_slit.common.names import SAMPLE_TASKS
 from espnet2_slit.common.templates import choice_question
 from espnet2_slit.data.corpora.audio_index import AudioIndex, Prober, strip_suffix
 from espnet2_slit.data.corpora.fetch import Mirror
@@ -25,7 +26,7 @@ from espnet2_slit.data.corpora.tables import CorpusError, clean
 from espnet2_slit.data.writer import SetWriter
 
 BATCH = 4096  # rows resolved and probed together; bounds what is held in memory
-CAPTION, QUESTION, CLASS = "caption", "question_answering", "classification"
+CAPTION, QUESTION, CLASS = SAMPLE_TASKS
 
 
 @dataclass(frozen=True, slots=True)

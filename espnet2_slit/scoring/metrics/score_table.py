@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from espnet2_slit.common.files import atomic, write_json
+from espnet2_slit.common.names import TASKS
 from espnet2_slit.scoring.metrics.bootstrap import (
     Items,
     NotComputed,
@@ -24,10 +25,6 @@ from espnet2_slit.scoring.metrics.bootstrap import (
 )
 
 SCHEMA = 1
-TASKS = (
-    *("caption", "retrieval", "question_answering", "classification"),
-    "moments",
-)
 # Shown as a percentage; every other metric as it is.
 PERCENT = (
     *("recall_at_", "dcase_recall_at_", "map_", "accuracy", "top_5", "exact_match"),
