@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from espnet2_slit.bin import slit_score
+from espnet2_slit.common.padded import Padded
 from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.score_table import read_scores
 
@@ -115,20 +116,21 @@ def test_padding_changes_no_embedding_and_no_caption(baselines, trained, test_se
             model_file=trained[model] / baselines.BEST, with_audio_encoder=False
         )
         clips = baselines.TestSet(test_set, options.audio_encoder_identity)
-        frames, lengths = next(clips.batches())
+        batch = next(clips.batches())
+        frames, lengths = batch
         assert len(set(lengths.tolist())) > 1
         for i, length in enumerate(lengths):
-            alone = frames[i : i + 1, :length], lengths[i : i + 1]
+            alone = Padded(frames[i : i + 1, :length], lengths[i : i + 1])
             if model == "dual_encoder":
                 with torch.no_grad():
-                    together = network.embed_audio(frames, lengths)[i]
+                    together = network.embed_audio(batch)[i]
                     np.testing.assert_allclose(
-                        network.embed_audio(*alone)[0], together, atol=1e-5
+                        network.embed_audio(alone)[0], together, atol=1e-5
                     )
             else:
                 generate = {"max_new_tokens": 6, "num_beams": 1}
-                together = network.write(frames, lengths, generate)[i]
-                one = network.write(*alone, generate)[0]
+                together = network.write(batch, generate)[i]
+                one = network.write(alone, generate)[0]
                 kept = together[: len(one)]
                 assert torch.equal(one, kept) and not together[len(one) :].any()
 

@@ -148,6 +148,7 @@ def test_training_repeats_and_measuring_changes_nothing(trainer, data):
 def test_what_another_machine_made_is_made_again_only_if_asked_for(
     trainer, made_in, asked, alike
 ):
+    made_alike = importlib.import_module("mini.training").made_alike
     settings = {"seed": 1}
-    assert trainer.made_alike({**settings, **made_in}, settings, asked) == alike
-    assert not trainer.made_alike({"seed": 2, **made_in}, settings, asked)
+    assert made_alike({**settings, **made_in}, settings, asked) == alike
+    assert not made_alike({"seed": 2, **made_in}, settings, asked)

@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common import compat
 from espnet2_slit.common.files import atomic, read_yaml, write_atomically
+from espnet2_slit.common.padded import IGNORED, Padded
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.feature_cache import check_features
 from espnet2_slit.data.kaldi_dir import read_pairs
@@ -48,11 +49,6 @@ BEST = "valid.loss.best.pth"
 BATCH = 64  # clips or texts of one pass when predicting
 
 
-def valid_positions(lengths, longest):
-    """(B, T) bool, True within each length."""
-    return torch.arange(longest, device=lengths.device) < lengths[:, None]
-
-
 class AudioInput(nn.Module):
     """Frames -> an eighth of them, by a convolution over 8 neighbours at a time.
 
@@ -73,18 +69,16 @@ class AudioInput(nn.Module):
         self.norm = nn.LayerNorm(encoder_width)
         self.convolution = nn.Conv1d(encoder_width, width, self.step, self.step)
 
-    def forward(self, frames, lengths):
-        """(B, T, D_a), (B,) -> (B, T', width), (B, T') bool, True: there is audio."""
-        heard = valid_positions(lengths, frames.size(1))
-        normalised = self.norm(frames)
+    def forward(self, frames):
+        """Padded (B, T, D_a) -> (B, T', width), (B, T') bool, True: there is audio."""
+        values = self.norm(frames.values)
         if self.frame_position:
-            places = sinusoids(*frames.shape[1:], frames.device)
-            normalised = normalised + self.frame_position * places
-        frames = normalised * heard[..., None]
-        frames = F.pad(frames, (0, 0, 0, -frames.size(1) % self.step))
-        hidden = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
-        steps = (lengths + self.step - 1) // self.step
-        return hidden, valid_positions(steps, hidden.size(1))
+            places = sinusoids(*values.shape[1:], values.device)
+            values = values + self.frame_position * places
+        values = values * frames.mask()[..., None]
+        values = F.pad(values, (0, 0, 0, -values.size(1) % self.step))
+        hidden = self.convolution(values.transpose(1, 2)).transpose(1, 2)
+        return hidden, Padded(hidden, -(-frames.lengths // self.step)).mask()
 
 
 class DualEncoder(SLITModel):
@@ -96,13 +90,13 @@ class DualEncoder(SLITModel):
     Args:
         encoder_width: D_a.
         vocab_size: of the text tokenizer.
-        width: of both towers.
+        width: of both towers, as heads, feed_forward and dropout.
         layers: of the text tower.
         audio_layers: transformer layers over the frames.
-        heads: of both towers.
-        feed_forward: of both towers.
+        heads: of attention.
+        feed_forward: inner width.
         max_text_length: positions of the text tower.
-        dropout: of both towers.
+        dropout: of outputs and attention.
         frame_position: places of the frames, as the Q-Former gets them.
         joint_width: E.
         temperature: start value, learned.
@@ -163,31 +157,22 @@ class DualEncoder(SLITModel):
         )
         self.temperature = Temperature(temperature)
 
-    def embed_audio(self, frames, lengths):
-        """(B, T, D_a) and (B,) -> (B, E), unit length."""
-        hidden, heard = self.audio_input(frames, lengths)
+    def embed_audio(self, frames):
+        """Padded (B, T, D_a) -> (B, E), unit length."""
+        hidden, heard = self.audio_input(frames)
         for layer in self.audio_layers:
             hidden = layer(hidden, src_key_padding_mask=~heard)
         total = (hidden.float() * heard[..., None]).sum(1)
         pooled = total / heard.sum(1, keepdim=True)
         return F.normalize(self.audio_projection(pooled).float(), dim=-1)
 
-    def embed_text(self, ids, lengths):
-        """(S, L) and (S,) -> (S, E), unit length; [CLS] speaks for the text."""
-        read = valid_positions(lengths, ids.size(1)).long()
-        hidden = self.text_tower(input_ids=ids, attention_mask=read).last_hidden_state
+    def embed_text(self, text):
+        """Padded (S, L) ids -> (S, E), unit length; [CLS] speaks for the text."""
+        read = text.mask().long()
+        hidden = self.text_tower(text.values, attention_mask=read).last_hidden_state
         return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
-    def forward(
-        self,
-        qformer_text,
-        qformer_text_lengths,
-        clip_id,
-        text_id,
-        feats,
-        feats_lengths,
-        **kwargs,
-    ):
+    def forward(self, qformer_text, qformer_text_lengths, clip_id, text_id, **audio):
         """One step on B clips, each with one text; see RepresentationModel.
 
         Args:
@@ -195,23 +180,43 @@ class DualEncoder(SLITModel):
             qformer_text_lengths: (B,).
             clip_id: (B, 1) hash of the clip.
             text_id: (B, 1) hash of the caption.
-            feats: (B, T, D_a).
-            feats_lengths: (B,).
-            **kwargs: what is not needed.
+            **audio: see `encode_audio`.
 
         Returns:
             loss, stats, weight = B.
         """
         contrast = contrastive(
-            self.embed_audio(feats, feats_lengths)[:, None],
-            self.embed_text(qformer_text, qformer_text_lengths),
+            self.embed_audio(self.encode_audio(**audio))[:, None],
+            self.embed_text(Padded(qformer_text, qformer_text_lengths)),
             self.temperature(),
             clip_id[:, 0],
             text_id[:, 0],
             self.label_smoothing,
         )
         stats = contrast.statistics() | {"temperature": self.temperature()}
-        return self._report({"contrastive": contrast.loss}, stats, len(feats))
+        return self._report({"contrastive": contrast.loss}, stats, len(clip_id))
+
+    @torch.inference_mode()
+    def predict(self, clips, preprocess, folder, **unused):
+        """Write an .npz of embeddings for `slit_score --predictions SET:retrieval=`.
+
+        Args:
+            clips: TestSet.
+            preprocess: of the task.
+            folder: of the file.
+            **unused: options of the other baseline.
+        """
+        pairs = list(read_pairs(clips.dir / "references"))
+        texts = [preprocess("", {"text": text})["qformer_text"] for _, text in pairs]
+        with atomic(folder / f"{clips.dir.name}.npz") as stream:
+            np.savez(
+                stream,
+                audio_ids=np.array(list(clips.first)),
+                audio=torch.cat([self.embed_audio(b) for b in clips.batches()]).numpy(),
+                text_audio_ids=np.array([clip for clip, _ in pairs]),
+                texts=np.array([text for _, text in pairs]),
+                text=torch.cat([self.embed_text(b) for b in batches(texts)]).numpy(),
+            )
 
 
 class Captioner(SLITModel):
@@ -232,55 +237,56 @@ class Captioner(SLITModel):
         self.audio_input = AudioInput(encoder_width, config.d_model)
         self.network = T5ForConditionalGeneration(config)
 
-    def _inputs(self, frames, lengths):
-        hidden, heard = self.audio_input(frames, lengths)
+    def _inputs(self, frames):
+        hidden, heard = self.audio_input(frames)
         return {"inputs_embeds": hidden, "attention_mask": heard.long()}
 
-    def forward(
-        self,
-        llm_target,
-        llm_target_lengths,
-        feats,
-        feats_lengths,
-        **kwargs,
-    ):
+    def forward(self, llm_target, llm_target_lengths, **audio):
         """One step on B clips, each with the caption to write; see PromptedModel.
 
         Args:
             llm_target: (B, L) ids, EOS included.
             llm_target_lengths: (B,).
-            feats: (B, T, D_a).
-            feats_lengths: (B,).
-            **kwargs: what is not needed.
+            **audio: see `encode_audio`.
 
         Returns:
             loss, stats, weight = B.
         """
-        real = valid_positions(llm_target_lengths, llm_target.size(1))
+        real = Padded(llm_target, llm_target_lengths).mask()
         logits = self.network(
-            **self._inputs(feats, feats_lengths),
-            labels=llm_target.masked_fill(~real, -100),
+            **self._inputs(self.encode_audio(**audio)),
+            labels=llm_target.masked_fill(~real, IGNORED),
         ).logits
         total = F.cross_entropy(logits[real].float(), llm_target[real], reduction="sum")
         right = (logits[real].argmax(-1) == llm_target[real]).float().sum()
-        batch, tokens = len(feats), real.sum()
+        batch, tokens = len(llm_target), real.sum()
         losses = {"generation": global_mean(total, tokens, batch)}
         stats = {"accuracy_token": global_mean(right, tokens, batch)}
         return self._report(losses, stats, batch)
 
     @torch.inference_mode()
-    def write(self, frames, lengths, options):
-        """Write captions.
+    def write(self, frames, options):
+        """Captions of Padded (B, T, D_a) as (B, L) ids, by transformers' `generate`."""
+        return self.network.generate(**self._inputs(frames), **options)
+
+    def predict(self, clips, preprocess, folder, config):
+        """Write `id caption` lines for `slit_score --predictions SET:caption=`.
 
         Args:
-            frames: (B, T, D_a).
-            lengths: (B,).
-            options: keywords of transformers' `generate`.
-
-        Returns:
-            (B, L) ids.
+            clips: TestSet.
+            preprocess: of the task.
+            folder: of the file.
+            config: conf/decode*.yaml, whose `caption` are the options.
         """
-        return self.network.generate(**self._inputs(frames, lengths), **options)
+        options = read_yaml(config, "Give a conf/decode*.yaml.")["caption"]
+        options.pop("rerank", None)  # it has no matching head to choose with
+        tokenizer, captions = preprocess.prompt_encoder.tokenizer, []
+        for batch in clips.batches():
+            ids = self.write(batch, options)
+            captions += tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rows = zip(clips.first, captions, strict=True)
+        lines = (f"{clip} {' '.join(text.split())}" for clip, text in rows)
+        write_atomically(folder / f"{clips.dir.name}.txt", lines)
 
 
 class BaselineTask(SLITTask):
@@ -334,6 +340,13 @@ class BaselineTask(SLITTask):
 # ---------------------------------------------------------------------- predictions
 
 
+def batches(rows):
+    """Arrays (L, ...) -> Padded of BATCH of them at a time."""
+    for start in range(0, len(rows), BATCH):
+        some = [torch.from_numpy(row) for row in rows[start : start + BATCH]]
+        yield Padded(pad_sequence(some, True), torch.tensor([len(row) for row in some]))
+
+
 class TestSet:
     """Clips of an evaluation set, their frames cached.
 
@@ -348,70 +361,15 @@ class TestSet:
         first = {}
         for sample, clip in read_clips(self.dir)[0].items():
             first.setdefault(clip, sample)
-        self.first, self.reader = first, FeatureReader(self.dir / "feats.scp")
-        self.clip_ids = sorted(first)
+        self.first = dict(sorted(first.items()))  # {clip: the sample with its frames}
 
     def batches(self):
-        """((B, T, D_a), (B,)) in the order of the clips."""
-        for start in range(0, len(self.clip_ids), BATCH):
-            some = self.clip_ids[start : start + BATCH]
-            frames = [torch.from_numpy(self.reader[self.first[c]]) for c in some]
-            lengths = torch.tensor([len(array) for array in frames])
-            yield pad_sequence(frames, batch_first=True), lengths
-
-    def texts(self):
-        """(clip ids, texts) of all references."""
-        pairs = list(read_pairs(self.dir / "references"))
-        return [clip for clip, _ in pairs], [text for _, text in pairs]
-
-
-@torch.inference_mode()
-def predict_embeddings(model, preprocess, clips, path):
-    """Write an .npz of embeddings for `slit_score --predictions SET:retrieval=`.
-
-    Args:
-        model: DualEncoder.
-        preprocess: of its task.
-        clips: TestSet.
-        path: of the file.
-    """
-    audio = torch.cat([model.embed_audio(*batch) for batch in clips.batches()])
-    owners, texts = clips.texts()
-    embedded = []
-    for start in range(0, len(texts), BATCH):
-        some = texts[start : start + BATCH]
-        ids = [preprocess("", {"text": t})["qformer_text"] for t in some]
-        lengths = torch.tensor([len(row) for row in ids])
-        padded = pad_sequence([torch.from_numpy(row) for row in ids], True)
-        embedded.append(model.embed_text(padded, lengths))
-    with atomic(path) as stream:
-        np.savez(
-            stream,
-            audio_ids=np.array(clips.clip_ids),
-            audio=audio.numpy(),
-            text_audio_ids=np.array(owners),
-            texts=np.array(texts),
-            text=torch.cat(embedded).numpy(),
+        """Padded (B, T, D_a) in the order of the clips."""
+        reader, samples = FeatureReader(self.dir / "feats.scp"), list(
+            self.first.values()
         )
-
-
-def predict_captions(model, preprocess, clips, path, options):
-    """Write `id caption` lines for `slit_score --predictions SET:caption=`.
-
-    Args:
-        model: Captioner.
-        preprocess: of its task.
-        clips: TestSet.
-        path: of the file.
-        options: keywords of transformers' `generate`.
-    """
-    tokenizer = preprocess.prompt_encoder.tokenizer
-    captions = []
-    for batch in clips.batches():
-        written = model.write(*batch, options)
-        captions += tokenizer.batch_decode(written, skip_special_tokens=True)
-    lines = zip(clips.clip_ids, captions, strict=True)
-    write_atomically(path, (f"{clip} {' '.join(text.split())}" for clip, text in lines))
+        for start in range(0, len(samples), BATCH):
+            yield from batches([reader[s] for s in samples[start : start + BATCH]])
 
 
 def predict(args):
@@ -420,18 +378,11 @@ def predict(args):
         model_file=args.experiment / BEST, with_audio_encoder=False
     )
     preprocess = BaselineTask.build_preprocess_fn(options, train=False)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     for data_dir in args.data_dir:
         clips = TestSet(data_dir, options.audio_encoder_identity)
-        if options.model == "captioner":
-            path = args.output_dir / f"{data_dir.name}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            generate = read_yaml(args.config, "Give a conf/decode*.yaml.")["caption"]
-            generate.pop("rerank", None)  # it has no matching head to choose with
-            predict_captions(model, preprocess, clips, path, generate)
-        else:
-            path = args.output_dir / f"{data_dir.name}.npz"
-            predict_embeddings(model, preprocess, clips, path)
-        LOGGER.info("%s: %d clips", path, len(clips.clip_ids))
+        model.predict(clips, preprocess, args.output_dir, config=args.config)
+        LOGGER.info("%s: %d clips", data_dir, len(clips.first))
 
 
 def main(cmd=None):

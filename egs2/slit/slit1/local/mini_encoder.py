@@ -10,28 +10,24 @@ and the filterbank is computed once: with the same minutes that trains three tim
 long on targets that are ten times as many.
 """
 
-import argparse
 import json
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 import torchaudio.compliance.kaldi
-from made_before import made_alike
 from mini.scenes import BACKGROUNDS, MANNERS, SEEN_CLASSES, SOURCES, scene_from_json
 from mini.sounds import SAMPLE_RATE
+from mini.training import LOGGER, fit, is_there, make_parser, prepare
 from sklearn.metrics import average_precision_score
 
 from espnet2_slit.common.compat import BeatsEncoder
 from espnet2_slit.common.files import atomic
-from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
+from espnet2_slit.common.precision import autocast, choose_precision
 from espnet2_slit.common.weights import read_checkpoint
+from espnet2_slit.data.audio import read_audio
 
-LOGGER = logging.getLogger("mini")
 VERSION = 2
 FBANK_MEAN = 15.41663  # as the public BEATs checkpoints
 FBANK_STD = 6.55582
@@ -211,7 +207,6 @@ def load_split(audio_dir, split):
     """
     index = {name: column for column, name in enumerate(tag_names())}
     items = []
-    started = time.monotonic()
     with open(audio_dir / "scenes.jsonl", encoding="utf-8") as file:
         scenes = [scene_from_json(line) for line in file]
     scenes = [scene for scene in scenes if scene.clip.rsplit("_", 1)[0] == split]
@@ -221,18 +216,11 @@ def load_split(audio_dir, split):
         )
     for scene in scenes:
         path = audio_dir / split / f"{scene.clip}.flac"
-        waveform, rate = soundfile.read(path, dtype="float32")
-        if rate != SAMPLE_RATE:
-            raise ValueError(f"{path}: expected {SAMPLE_RATE} Hz, found {rate}")
-        frames = fbank(torch.from_numpy(waveform))
+        frames = fbank(torch.as_tensor(read_audio(path, SAMPLE_RATE)))
         steps = len(frames) // FRAMES_PER_PATCH
         frames = frames[: steps * FRAMES_PER_PATCH]
         items.append((frames, torch.from_numpy(scene_tags(scene, steps, index))))
-    LOGGER.info(
-        "Encoder: filterbank of %d clips, %.0f s",
-        len(items),
-        time.monotonic() - started,
-    )
+    LOGGER.info("Encoder: filterbank of %d clips", len(items))
     return items
 
 
@@ -281,41 +269,29 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed, precision="au
     """
     tagger = torch.nn.Linear(encoder.output_size(), items[0][1].shape[1])
     torch.nn.init.constant_(tagger.bias, -3.0)  # most tags are absent
-    parameters = [*encoder.parameters(), *tagger.parameters()]
     optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True
-    )
-    total = epochs * -(-len(items) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total, pct_start=0.1
+        [*encoder.parameters(), *tagger.parameters()],
+        lr=learning_rate,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+        fused=True,
     )
     generator = np.random.default_rng(seed)
-    encoder.train()
-    started = time.monotonic()
-    for epoch in range(1, epochs + 1):
-        losses = []
-        for frames, tags in batches(items, batch_size, generator):
-            with autocast(precision):  # weights stay float32
-                logits = tagger(encode(encoder, frames))  # (B,T,tags)
-            # Every band of a step has to tell its tags, not their mean alone: a query
-            # that looks anywhere then finds them.
-            loss = F.binary_cross_entropy_with_logits(
-                logits.float(), tags.repeat_interleave(BANDS, dim=1)
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        LOGGER.info(
-            "Encoder: epoch %d of %d, loss %.4f, %.0f s",
-            epoch,
-            epochs,
-            float(np.mean(losses)),
-            time.monotonic() - started,
+
+    def loss_of(batch):
+        frames, tags = batch
+        with autocast(precision):  # weights stay float32
+            logits = tagger(encode(encoder, frames))  # (B,T,tags)
+        # Every band of a step has to tell its tags, not their mean alone: a query
+        # that looks anywhere then finds them.
+        return F.binary_cross_entropy_with_logits(
+            logits.float(), tags.repeat_interleave(BANDS, dim=1)
         )
-    encoder.eval()
+
+    steps = -(-len(items) // batch_size)
+    drawn = (b for _ in range(epochs) for b in batches(items, batch_size, generator))
+    modules = [encoder, tagger]
+    fit("Encoder", modules, optimizer, drawn, epochs * steps, loss_of, 0.1, steps)
     return tagger
 
 
@@ -350,30 +326,20 @@ def evaluate(encoder, tagger, items):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--audio-dir", type=Path, default=Path("downloads/mini/audio"))
-    parser.add_argument(
-        "--output", type=Path, default=Path("downloads/mini/audio_encoder.pt")
+    parser = make_parser(
+        __doc__,
+        audio_dir=Path("downloads/mini/audio"),
+        output=Path("downloads/mini/audio_encoder.pt"),
+        epochs=6,
+        batch_size=24,
+        learning_rate=3e-3,
+        seed=1,
     )
     parser.add_argument(
         "--random", action="store_true", help="do not train (for the ablation)"
     )
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    # Only our own progress: ESPnet reports every layer it initialises.
-    logging.basicConfig(format="%(asctime)s %(message)s", force=True)
-    LOGGER.setLevel(logging.INFO)
-    torch.set_num_threads(args.threads)  # another number gives other last digits
-    torch.set_float32_matmul_precision("medium")  # oneDNN: faster on AMD and with AMX
-
+    prepare(args.threads)
     stamp = args.audio_dir / "corpus.json"
     if not stamp.exists():
         parser.error(f"no {stamp}; run mini_corpus.py first")
@@ -387,33 +353,21 @@ def main():
     }
     if args.output.exists():
         found = read_checkpoint(args.output)
-        same = made_alike(found["about"], about, args.precision)
-        if same and found["cfg"] == CONFIG:
-            LOGGER.info("Encoder: %s is there", args.output)
+        made = {**found["about"], "cfg": found["cfg"]}
+        if is_there(args.output, made, {**about, "cfg": CONFIG}, args.precision):
             return
-        LOGGER.info("Encoder: other settings than in %s, making anew", args.output)
     about["precision"] = choose_precision(args.precision)
-    started = time.monotonic()
     encoder = build_encoder(CONFIG, args.seed)
     if not args.random:
         items = load_split(args.audio_dir, "mini_train")
-        tagger = train(
-            encoder,
-            items,
-            args.epochs,
-            args.batch_size,
-            args.learning_rate,
-            args.seed,
-            about["precision"],
-        )
+        settings = args.epochs, args.batch_size, args.learning_rate, args.seed
+        tagger = train(encoder, items, *settings, about["precision"])
         valid = load_split(args.audio_dir, "mini_valid")
-        about["valid_mean_average_precision"] = evaluate(encoder, tagger, valid)
-        LOGGER.info(
-            "Encoder: mean average precision on validation clips: %s",
-            about["valid_mean_average_precision"],
-        )
+        scores = evaluate(encoder, tagger, valid)
+        about["valid_mean_average_precision"] = scores
+        LOGGER.info("Encoder: mean average precision, validation clips: %s", scores)
     save_checkpoint(args.output, encoder.eval(), CONFIG, about)
-    LOGGER.info("Encoder: %s, %.0f s", args.output, time.monotonic() - started)
+    LOGGER.info("Encoder: %s", args.output)
 
 
 if __name__ == "__main__":

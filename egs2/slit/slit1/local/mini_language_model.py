@@ -11,31 +11,31 @@ from a description; the description stands where the queries will stand, so that
 queries have something to be understood as.
 """
 
-import argparse
 import collections
 import json
-import logging
 import os
 import random
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import sentencepiece
 import torch
-from made_before import made_alike
 from mini.english import ANSWERS, PLURAL, QUESTIONS
 from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES, plan_scene
 from mini.sentences import any_instruction, caption, questions
+from mini.training import LOGGER, fit, is_there, make_parser, prepare
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch.nn.utils.rnn import pad_sequence
 
-from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
+from espnet2_slit.common.files import write_json
+from espnet2_slit.common.precision import autocast, choose_precision
 from espnet2_slit.common.templates import TEMPLATES
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
 from espnet2_slit.data.kaldi_dir import read_map
 
-LOGGER = logging.getLogger("mini")
 VERSION = 2
 # T5's embeddings start at 1, its matrices at 0.1 and less. At one rate the model
 # answers as well, but queries seem to learn its language worse (validation loss of
@@ -245,31 +245,21 @@ def make_wordpiece(lines, folder):
     """
     from transformers import BertTokenizer
 
-    splitter = _bert_tokenizer(BertTokenizer, {"[UNK]": 0})
     counts = collections.Counter()
     for line in lines:
-        normal = splitter.backend_tokenizer.normalizer.normalize_str(line)
-        words = splitter.backend_tokenizer.pre_tokenizer.pre_tokenize_str(normal)
-        counts.update(word for word, _ in words)
+        normal = BertNormalizer(lowercase=True).normalize_str(line)
+        counts.update(word for word, _ in BertPreTokenizer().pre_tokenize_str(normal))
     words = sorted(counts, key=lambda word: (-counts[word], word))
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
     tokens += list(CHARACTERS) + [f"##{letter}" for letter in CHARACTERS]
     tokens += [word for word in words if word not in CHARACTERS]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = _bert_tokenizer(BertTokenizer, vocabulary, bos_token="[DEC]")
-    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as beside:
+        (Path(beside) / "vocab.txt").write_text("\n".join(tokens) + "\n", "utf-8")
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        (Path(beside) / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = BertTokenizer.from_pretrained(beside, bos_token="[DEC]")
     tokenizer.save_pretrained(folder)
     return tokenizer
-
-
-def _bert_tokenizer(tokenizer_class, vocabulary, **special):
-    with tempfile.TemporaryDirectory() as folder:
-        ordered = sorted(vocabulary, key=vocabulary.get)
-        path = Path(folder) / "vocab.txt"
-        path.write_text("\n".join(ordered) + "\n", encoding="utf-8")
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
-        return tokenizer_class.from_pretrained(folder, **special)
 
 
 # ---------------------------------------------------------------------------------
@@ -339,9 +329,14 @@ def encode_pairs(pairs, tokenizer, seed):
     return encoded
 
 
-def _pad(rows, value):
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+def _batch(rows, pad):
+    """Keywords of a T5 for (source ids, target ids, task) rows."""
+    source, labels = (
+        pad_sequence([torch.tensor(row[i]) for row in rows], True, filler)
+        for i, filler in ((0, pad), (1, -100))
+    )
+    mask = (source != pad).long()
+    return {"input_ids": source, "attention_mask": mask, "labels": labels}
 
 
 def train(model, encoded, batch_size, learning_rate, seed, precision="auto"):
@@ -375,34 +370,13 @@ def train(model, encoded, batch_size, learning_rate, seed, precision="auto"):
         betas=(0.9, 0.98),
         fused=True,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, len(groups), pct_start=0.06
-    )
-    model.train()
-    started = time.monotonic()
-    losses = []
-    for number, rows in enumerate(groups, start=1):
-        source = _pad([row[0] for row in rows], pad)
-        labels = _pad([row[1] for row in rows], -100)
+
+    def loss_of(rows):
         with autocast(precision):  # weights stay float32
-            loss = model(
-                input_ids=source, attention_mask=(source != pad).long(), labels=labels
-            ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if number % 100 == 0 or number == len(groups):
-            LOGGER.info(
-                "Language model: step %d of %d, loss %.4f, %.0f s",
-                number,
-                len(groups),
-                sum(losses[-100:]) / len(losses[-100:]),
-                time.monotonic() - started,
-            )
-    model.eval()
+            return model(**_batch(rows, pad)).loss
+
+    name, steps = "Language model", len(groups)
+    fit(name, [model], optimizer, groups, steps, loss_of, 0.06, 100)
 
 
 @torch.no_grad()
@@ -416,28 +390,21 @@ def evaluate(model, encoded):
     Returns:
         dict task -> {"loss", "exact"}.
     """
-    pad = model.config.pad_token_id
-    totals = {}
+    totals = collections.defaultdict(lambda: torch.zeros(4, dtype=torch.float64))
     for start in range(0, len(encoded), 64):
         rows = encoded[start : start + 64]
-        source = _pad([row[0] for row in rows], pad)
-        labels = _pad([row[1] for row in rows], -100)
-        logits = model(
-            input_ids=source, attention_mask=(source != pad).long(), labels=labels
-        ).logits
+        batch = _batch(rows, model.config.pad_token_id)
+        labels, logits = batch["labels"], model(**batch).logits
         loss = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), labels, reduction="none", ignore_index=-100
         )
         right = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
         for row, one, good in zip(rows, loss.sum(1), right, strict=True):
-            total = totals.setdefault(row[2], [0.0, 0, 0, 0])
-            total[0] += one.item()
-            total[1] += len(row[1])
-            total[2] += int(good)
-            total[3] += 1
+            totals[row[2]] += torch.tensor([one, len(row[1]), good, 1])
     return {
         task: {"loss": round(loss / tokens, 4), "exact": round(good / count, 4)}
-        for task, (loss, tokens, good, count) in sorted(totals.items())
+        for task, total in sorted(totals.items())
+        for loss, tokens, good, count in [total.tolist()]
     }
 
 
@@ -469,14 +436,12 @@ def names_both(model, tokenizer, seed, number=100):
                 f"{caption(rng, scene, True)} {any_instruction(rng, 'caption')}"
             )
     batch = tokenizer(told, padding=True, return_tensors="pt")
-    written = tokenizer.batch_decode(
-        model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=40,
-        ),
-        skip_special_tokens=True,
+    written = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        max_new_tokens=40,
     )
+    written = tokenizer.batch_decode(written, skip_special_tokens=True)
     source_of = {word: one for one, many in PLURAL.items() for word in (one, many)}
     right = 0
     for named, text in zip(sources, written, strict=True):
@@ -529,35 +494,25 @@ def make(
     stamp = folder / "language_model" / "about.json"
     if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
         found = {"labels": [], **json.loads(stamp.read_text())}
-        if made_alike(found, about, precision):
-            LOGGER.info("Language model: %s is there", stamp.parent)
+        if is_there(stamp.parent, found, about, precision):
             return found
-        LOGGER.info("Language model: other settings than in %s, making anew", stamp)
     about["precision"] = choose_precision(precision)
-    started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".language_model.", dir=folder))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".language_model.", dir=folder) as made:
+        made = Path(made)
         text = training_text(seed, pairs, labels)
         lines = tokenizer_text(text)
-        tokenizer = train_sentencepiece(lines, temporary / "language_model", vocab_size)
-        wordpiece = make_wordpiece(lines, temporary / "qformer_tokenizer")
+        tokenizer = train_sentencepiece(lines, made / "language_model", vocab_size)
+        wordpiece = make_wordpiece(lines, made / "qformer_tokenizer")
         model = build_model(tokenizer, seed)
         LOGGER.info(
-            "Language model: %d parameters, %d and %d tokens, %.0f s",
+            "Language model: %d parameters, %d and %d tokens",
             model.num_parameters(),
             len(tokenizer),
             len(wordpiece),
-            time.monotonic() - started,
         )
-        train(
-            model,
-            encode_pairs(text, tokenizer, seed),
-            batch_size,
-            learning_rate,
-            seed,
-            about["precision"],
-        )
+        encoded = encode_pairs(text, tokenizer, seed)
+        train(model, encoded, batch_size, learning_rate, seed, about["precision"])
         held_out = training_text(f"{seed}-held-out", 2000, labels)
         about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
         if not labels:
@@ -567,30 +522,26 @@ def make(
             about["held_out"],
             about.get("names_both"),
         )
-        model.save_pretrained(temporary / "language_model")
-        text = json.dumps(about, indent=2) + "\n"
-        (temporary / "language_model" / "about.json").write_text(text)
+        model.save_pretrained(made / "language_model")
+        write_json(made / "language_model" / "about.json", about)
         for name in ("qformer_tokenizer", "language_model"):  # the stamp comes last
             shutil.rmtree(folder / name, ignore_errors=True)
-            os.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    LOGGER.info("Language model: %s, %.0f s", stamp.parent, time.monotonic() - started)
+            os.replace(made / name, folder / name)
+    LOGGER.info("Language model: %s", stamp.parent)
     return about
 
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        __doc__,
+        output_dir=Path("downloads/mini"),
+        seed=1,
+        pairs=45000,
+        batch_size=32,
+        learning_rate=1e-3,
+        vocab_size=400,
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("downloads/mini"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=45000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--vocab-size", type=int, default=400)
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -598,14 +549,8 @@ def main():
         default=[],
         help="data directories whose labels the text is about, instead of scenes",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    # Only our own progress: ESPnet reports every layer it initialises.
-    logging.basicConfig(format="%(asctime)s %(message)s", force=True)
-    LOGGER.setLevel(logging.INFO)
-    torch.set_num_threads(args.threads)  # another number gives other last digits
-    torch.set_float32_matmul_precision("medium")  # oneDNN: faster on AMD and with AMX
+    prepare(args.threads)
     make(
         args.output_dir,
         args.seed,

@@ -7,15 +7,12 @@ the directories that are named are heard: name training folds. The encoder's par
 its checkpoint are `mini_encoder`'s.
 """
 
-import argparse
 import hashlib
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from made_before import made_alike
+from mini.training import LOGGER, fit, is_there, make_parser, prepare
 from mini_encoder import (
     BANDS,
     CONFIG,
@@ -27,20 +24,13 @@ from mini_encoder import (
     save_checkpoint,
 )
 
-from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
+from espnet2_slit.common.precision import autocast, choose_precision
 from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.data.audio import read_audio
+from espnet2_slit.data.clips import read_clips
+from espnet2_slit.data.kaldi_dir import read_map
 
-LOGGER = logging.getLogger("mini")
 VERSION = 2
-
-
-def read_table(path):
-    """dict key -> value of a `key value` file."""
-    with open(path, encoding="utf-8") as file:
-        return dict(
-            line.rstrip("\n").split(maxsplit=1) for line in file if line.strip()
-        )
 
 
 def load_clips(directories, labels=None):
@@ -58,15 +48,12 @@ def load_clips(directories, labels=None):
     """
     clips = {}
     for directory in directories:
-        audio = read_table(directory / "wav.scp")
-        text = read_table(directory / "text")
-        tasks = directory / "utt2task"
-        tasks = read_table(tasks) if tasks.exists() else {}
-        names = directory / "utt2audio"
-        names = read_table(names) if names.exists() else {}
-        for key, path in audio.items():
-            if tasks.get(key, "classification") == "classification":
-                clips[names.get(key, key)] = (path, text[key])
+        samples, audio = read_clips(directory)
+        text, tasks = read_map(directory / "text"), directory / "utt2task"
+        tasks = read_map(tasks) if tasks.exists() else {}
+        for sample, clip in samples.items():
+            if tasks.get(sample, "classification") == "classification":
+                clips[clip] = audio[clip], text[sample]
     if not clips:
         raise ValueError(
             f"{', '.join(map(str, directories))}: no sample with a label (utt2task "
@@ -80,9 +67,9 @@ def load_clips(directories, labels=None):
             f"{len(labels)} of training"
         )
     frames, targets = [], []
-    for path, label in clips.values():
-        waveform = torch.as_tensor(read_audio(path, SAMPLE_RATE))
-        frames.append(fbank(waveform))
+    for clip, label in clips.values():
+        waveform = read_audio(clip.path, SAMPLE_RATE, clip.start_s, clip.end_s)
+        frames.append(fbank(torch.as_tensor(waveform)))
         targets.append(labels.index(label))
     return frames, torch.tensor(targets), labels
 
@@ -167,56 +154,45 @@ def train(encoder, frames, targets, labels, options):
     torch.manual_seed(options.seed)
     generator = np.random.default_rng(options.seed)
     tagger = Tagger(encoder.output_size(), labels)
-    parameters = [*encoder.parameters(), *tagger.parameters()]
     optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=0.05, fused=True
-    )
-    steps = -(-len(frames) // options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, options.epochs * steps, pct_start=0.15
+        [*encoder.parameters(), *tagger.parameters()],
+        lr=options.learning_rate,
+        weight_decay=0.05,
+        fused=True,
     )
     length = int(options.crop_s * 100) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
-    started = time.monotonic()
 
     def draw(number):
         start = int(generator.integers(0, len(frames[number])))
         return vary(cut(frames[number], length, start), generator)
 
-    encoder.train()
-    for epoch in range(1, options.epochs + 1):
-        order = generator.permutation(len(frames))
-        losses = []
-        for first in range(0, len(order), options.batch_size):
-            inputs, wanted = [], []
-            for number in order[first : first + options.batch_size]:
-                other = int(generator.integers(0, len(frames)))
-                share = float(generator.uniform(0.5, 0.98))
-                inputs.append(mix(draw(number), draw(other), share))
-                row = torch.zeros(labels)
-                # What is heard counts, and it counts by its part of the amplitude.
-                row[targets[number]] += share
-                row[targets[other]] += 1 - share
-                wanted.append(row)
-            with autocast(options.precision):  # weights stay float32
-                logits = tagger(encode(encoder, torch.stack(inputs)))
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), torch.stack(wanted), label_smoothing=0.1
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        if epoch % 10 == 0 or epoch == options.epochs:
-            LOGGER.info(
-                "Encoder: epoch %d of %d, loss %.3f, %.0f s",
-                epoch,
-                options.epochs,
-                float(np.mean(losses)),
-                time.monotonic() - started,
-            )
-    encoder.eval()
+    def batches():
+        for _ in range(options.epochs):
+            order = generator.permutation(len(frames))
+            for first in range(0, len(order), options.batch_size):
+                yield order[first : first + options.batch_size]
+
+    def loss_of(numbers):
+        inputs, wanted = [], []
+        for number in numbers:
+            other = int(generator.integers(0, len(frames)))
+            share = float(generator.uniform(0.5, 0.98))
+            inputs.append(mix(draw(number), draw(other), share))
+            row = torch.zeros(labels)
+            # What is heard counts, and it counts by its part of the amplitude.
+            row[targets[number]] += share
+            row[targets[other]] += 1 - share
+            wanted.append(row)
+        with autocast(options.precision):  # weights stay float32
+            logits = tagger(encode(encoder, torch.stack(inputs)))
+        return torch.nn.functional.cross_entropy(
+            logits.float(), torch.stack(wanted), label_smoothing=0.1
+        )
+
+    steps = -(-len(frames) // options.batch_size)
+    total, every = options.epochs * steps, 10 * steps
+    modules = [encoder, tagger]
+    fit("Encoder", modules, optimizer, batches(), total, loss_of, 0.15, every)
     return tagger
 
 
@@ -233,27 +209,15 @@ def accuracy(encoder, tagger, frames, targets):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        __doc__, epochs=20, batch_size=16, learning_rate=1e-3, crop_s=2.56, seed=1
     )
     parser.add_argument("--data-dir", type=Path, nargs="+", required=True)
     parser.add_argument("--valid-dir", type=Path, nargs="*", default=[])
     parser.add_argument("--init", type=Path, help="BEATs checkpoint to go on from")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--crop-s", type=float, default=2.56)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    # Only our own progress: ESPnet reports every layer it initialises.
-    logging.basicConfig(format="%(asctime)s %(message)s", force=True)
-    LOGGER.setLevel(logging.INFO)
-    torch.set_num_threads(args.threads)  # another number gives other last digits
-    torch.set_float32_matmul_precision("medium")  # oneDNN: faster on AMD and with AMX
+    prepare(args.threads)
 
     digest = hashlib.sha256()
     for directory in args.data_dir:
@@ -271,12 +235,9 @@ def main():
     }
     if args.output.exists():
         found = read_checkpoint(args.output).get("about", {})
-        if made_alike(found, about, args.precision):
-            LOGGER.info("Encoder: %s is there", args.output)
+        if is_there(args.output, found, about, args.precision):
             return
-        LOGGER.info("Encoder: other settings than in %s, making anew", args.output)
     about["precision"] = args.precision = choose_precision(args.precision)
-    started = time.monotonic()
     config = CONFIG
     if args.init:
         first = read_checkpoint(args.init)
@@ -296,7 +257,7 @@ def main():
             len(frames),
         )
     save_checkpoint(args.output, encoder, config, about)
-    LOGGER.info("Encoder: %s, %.0f s", args.output, time.monotonic() - started)
+    LOGGER.info("Encoder: %s", args.output)
 
 
 if __name__ == "__main__":
