@@ -83,6 +83,26 @@ def test_each_seed_is_a_training_of_its_own_on_the_same_data(recipe):
     assert "mini" in (recipe / "exp" / "mini_seeds.md").read_text()
 
 
+def test_another_language_has_texts_of_its_own_and_the_same_sounds(recipe):
+    encoded = recipe / "dump" / "mini_beats" / "test_caption"
+    encoded.mkdir(parents=True)
+    (encoded / "feats.json").write_text("{}")
+    (call,) = run(recipe / "run.sh", "--lang", "de", "--stop_stage", "score")
+    for words in (
+        "--tag mini_de",
+        "--datadir data/mini_de --dumpdir dump/mini_de",
+        "--local_data_opts mini --nj 2 --lang de --data_dir data/mini_de",
+        "--inference_config conf/decode_mini_de.yaml",
+        "--reuse_features dump/mini_beats/test_caption",
+        "--audio_encoder_path downloads/mini/audio_encoder.pt",
+        "--language_model downloads/mini/de/language_model",
+        "--qformer_tokenizer downloads/mini/de/qformer_tokenizer",
+        "--preprocessor_conf language=de --inference_conf language=de",
+    ):
+        assert words in call
+    assert (recipe / "conf" / "decode_mini_de.yaml").is_file()
+
+
 def test_every_system_of_the_ablation_is_trained_with_each_seed(recipe):
     calls = run(recipe / "run_ablation.sh", "--seeds", "1 2 3")
     assert len(calls) == 18

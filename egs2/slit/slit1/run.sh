@@ -6,6 +6,7 @@
 # between released frozen parts: Whisper, SmolLM2 and MiniLM, from Hugging Face or a folder.
 #
 #   ./run.sh --stop_stage score
+#   ./run.sh --lang de --stop_stage score
 #   ./run.sh --manifest my.csv --stop_stage score
 #   ./run.sh --manifest my.csv --parts /models --stop_stage score
 #   ./run.sh --manifest my.csv --config flan_t5_base --audio_encoder_path BEATs_iter3_plus_AS2M.pt
@@ -20,6 +21,7 @@ cd "$(dirname "$0")"
 
 # Options
 manifest=           # CSV or JSONL of your own data instead of the mini corpus
+lang=en             # language of the mini corpus' texts: en or de
 parts=hub           # frozen parts for --manifest: hub, a folder that holds them, or mini
 tag=                # name of the experiments (default: mini, or the manifest's name)
 seeds=              # "1 2 3": a training for each, and a table of mean and range
@@ -53,8 +55,19 @@ if [ -n "${manifest}" ]; then
         --dumpdir "dump/${name}")
 else
     parts=mini
-    tag=${tag:-mini}
-    options+=(--local_data_opts "mini --nj ${nj}")
+    mini=mini data_opts="mini --nj ${nj}"
+    if [ "${lang}" != en ]; then # the same sounds in other words
+        mini=mini_${lang}
+        options+=(--datadir "data/${mini}" --dumpdir "dump/${mini}"
+            --inference_config "conf/decode_${mini}.yaml"
+            --reuse_features "$(find dump -path 'dump/mini_beats/*/feats.json' -printf '%h ' || true)")
+        data_opts+=" --lang ${lang} --data_dir data/${mini}"
+        train_args="--preprocessor_conf language=${lang} --inference_conf language=${lang} ${train_args}"
+        language_model=${language_model:-downloads/mini/${lang}/language_model}
+        qformer_tokenizer=${qformer_tokenizer:-downloads/mini/${lang}/qformer_tokenizer}
+    fi
+    tag=${tag:-${mini}}
+    options+=(--local_data_opts "${data_opts}")
 fi
 if [ "${parts}" = mini ]; then
     if [ -n "${manifest}" ] && [ -z "${audio_encoder_path}" ]; then make_mini_parts; fi

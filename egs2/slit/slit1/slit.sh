@@ -38,6 +38,7 @@ local_data_opts=        # corpus and options for local/data.sh
 local_data_dir=         # use the data directories there, of any ESPnet recipe, as they are
 manifest=               # CSV or JSONL with audio,text[,instruction,task,split,start,end]
 bad_audio=drop          # clips that the encoder cannot read: drop (counted, named) or stop
+reuse_features=         # finished "dump/a/set dump/b/set" whose clips need no encoding again
 cache_features=true     # false: the encoder runs inside training and decoding
 leakage=report          # clips both trained and scored on: report, stop or ignore
 #   Model
@@ -100,8 +101,7 @@ python=$(command -v python3) # by its path: a job may find another one first
 for name in manifest local_data_dir audio_encoder_path language_model qformer_tokenizer; do
     printf -v "${name}" '%s' "$(given "${!name}")"
 done
-datadir=${local_data_dir:-${datadir}}
-tag=${tag:-${config}}
+datadir=${local_data_dir:-${datadir}} tag=${tag:-${config}}
 instruction_train_set=${instruction_train_set:-${train_set}}
 instruction_valid_set=${instruction_valid_set:-${valid_set}}
 if [ -z "${encoder_tag}" ]; then
@@ -124,8 +124,7 @@ base_config=conf/full/train_representation_base.yaml
 [ -f "conf/full/train_generative_${config}.yaml" ] || base_config=
 if "${cache_features}"; then feats=${dumpdir}/${encoder_tag}; else feats=${dumpdir}/raw; fi
 # shellcheck disable=SC2034  # read by run_jobs
-gpu=$((ngpu > 0))
-final=${expdir}/${tag}_${generator}
+gpu=$((ngpu > 0)) final=${expdir}/${tag}_${generator}
 inference_config=$(first "${inference_config}" "conf/decode_${config}.yaml" conf/decode.yaml)
 [ -z "${inference_config}" ] || [ -f "${inference_config}" ] || die "no ${inference_config}." \
     "There are: $(find -L conf -name 'decode*.yaml' | sort | xargs); --inference_config chooses"
@@ -161,7 +160,8 @@ make_data() {
 }
 
 encode() { # SET ...: clips that an earlier set has are pointed at
-    local jobs=${encode_nj:-$((ngpu > 0 ? ngpu : nj))} groups=("$@") finished=() group
+    local jobs=${encode_nj:-$((ngpu > 0 ? ngpu : nj))} groups=("$@") group finished
+    read -ra finished <<<"${reuse_features}"
     log "Encoding with the frozen audio encoder: $* (${feats}/logdir)"
     hold "${feats}"
     if [ "${jobs}" -eq 1 ]; then # one process for all, with the threads of a training

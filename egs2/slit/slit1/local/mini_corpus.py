@@ -18,6 +18,7 @@ from pathlib import Path
 
 import soundfile
 from mini.scenes import VERSION, Scene, plan_corpus, plan_recordings, scene_to_json
+from mini.sentences import LANGUAGES, english
 from mini.sets import write_data_dirs
 from mini.sounds import SAMPLE_RATE, render, render_recording
 
@@ -76,7 +77,7 @@ def _render_all(tasks, jobs):
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2):
+def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2, language=english):
     """Make the whole corpus, or nothing if it is there already.
 
     Args:
@@ -85,6 +86,7 @@ def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2):
         seed: int.
         sizes: as `SIZES`.
         jobs: processes that render audio; the result does not depend on it.
+        language: module, of the texts; the audio is the same for all.
 
     Returns:
         dict: what was made, also in audio_dir/corpus.json, which is written last.
@@ -121,7 +123,7 @@ def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2):
         write_json(stamp, found, indent=2)
     # Text costs a second: always written, so the directories are always right.
     audio = {clip: str(path) for clip, path in paths.items()}
-    write_data_dirs(splits, recordings, seed, data_dir, audio)
+    write_data_dirs(splits, recordings, seed, data_dir, audio, language)
     return found
 
 
@@ -139,12 +141,16 @@ def main():
         unit = UNITS.get(name, "clips")
         parser.add_argument(option, type=int, default=size, help=unit)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="of the texts")
     args = parser.parse_args()
     # Only our own progress: ESPnet reports every layer it initialises.
     logging.basicConfig(format="%(asctime)s %(message)s", force=True)
     LOGGER.setLevel(logging.INFO)
     sizes = {name: getattr(args, name) for name in SIZES}
-    made = make_corpus(args.data_dir, args.audio_dir, args.seed, sizes, args.jobs)
+    language = LANGUAGES[args.lang]
+    made = make_corpus(
+        args.data_dir, args.audio_dir, args.seed, sizes, args.jobs, language
+    )
     LOGGER.info("Mini corpus: %s", made)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: local/mini_data.sh [--data_dir data] [--download_dir downloads/mini] [--nj 2]
+# Usage: local/mini_data.sh [--data_dir data] [--download_dir downloads/mini] [--nj 2] [--lang en]
 #
 # Makes the mini corpus and the frozen parts of the mini recipe; called by local/data.sh.
 # What is there already with the same settings is not made again.
@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 data_dir=data               # where the data directories go
 download_dir=downloads/mini # gets audio/ audio_encoder.pt language_model/ qformer_tokenizer/
 nj=2                        # processes that render audio
+lang=en                     # of the texts: en or de; others than en go to download_dir/lang
 seed=1                      # of everything made here
 random_encoder=false        # true: leave the audio encoder untrained (ablation)
 python=python3              # the Python of the project's environment
@@ -25,17 +26,20 @@ log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') ($(basename "$0")) $*"; }
 
 log "Mini corpus (2,400 training clips), audio encoder and language model:" \
     "about 5 minutes on two cores, 200 MB in ${download_dir}"
-mkdir -p "${download_dir}"
+text_dir=${download_dir}
+[ "${lang}" = en ] || text_dir=${download_dir}/${lang}
+mkdir -p "${text_dir}"
 
 # The language model needs no audio: it is trained beside the rest, one core each. The
 # encoder, which takes longest, waits for the audio, so rendering goes first.
 OMP_NUM_THREADS=1 nice ${python} local/mini_language_model.py \
-    --output-dir "${download_dir}" --seed "${seed}" &
+    --output-dir "${text_dir}" --seed "${seed}" --lang "${lang}" &
 language_model=$!
 trap 'kill ${language_model} 2>/dev/null || true' EXIT
 
 ${python} local/mini_corpus.py \
-    --data-dir "${data_dir}" --audio-dir "${download_dir}/audio" --seed "${seed}" --jobs "${nj}"
+    --data-dir "${data_dir}" --audio-dir "${download_dir}/audio" --seed "${seed}" --jobs "${nj}" \
+    --lang "${lang}"
 encoder_options=()
 if ${random_encoder}; then encoder_options+=(--random); fi
 OMP_NUM_THREADS=1 ${python} local/mini_encoder.py --audio-dir "${download_dir}/audio" \

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from mini.english import ANSWERS, PLURAL, QUESTIONS
 from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES, plan_scene
-from mini.sentences import any_instruction, caption, questions
+from mini.sentences import LANGUAGES, any_instruction, caption, english, questions
 from mini.training import LOGGER, fit, is_there, make_parser, prepare
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -32,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common.files import write_json
 from espnet2_slit.common.precision import autocast, choose_precision
-from espnet2_slit.common.templates import TEMPLATES
+from espnet2_slit.common.templates import TASKS, wordings
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
 from espnet2_slit.data.kaldi_dir import read_map
 
@@ -44,6 +43,7 @@ EMBEDDING_RATE = 20
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
+LETTERS = {"en": "", "de": "äöü"}  # beside these; "ß" is folded to "ss"
 MASK = "<mask>"
 MODEL = {
     "d_model": 128,
@@ -65,13 +65,14 @@ MODEL = {
 # ---------------------------------------------------------------------------------
 
 
-def training_text(seed, number, labels=()):
+def training_text(seed, number, labels=(), language=english):
     """(source, target) pairs; the source is description + instruction.
 
     Args:
         seed: int.
         number: how many scenes; each gives one pair.
         labels: what is told of instead of scenes, one label at a time.
+        language: module; labels are told of in English.
 
     Returns:
         list of (description, instruction or "", target, task).
@@ -82,22 +83,26 @@ def training_text(seed, number, labels=()):
     pairs = []
     for _ in range(number):
         scene = plan_scene(rng, "text", ALL_CLASSES)
-        told = caption(rng, scene, complete=True)
+        told = caption(rng, scene, True, language)
         draw = rng.random()
         if draw < 0.15:
             pairs.append((told, "", told, "restore"))
         elif draw < 0.5:
-            wording = any_instruction(rng, "caption") if rng.random() < 0.8 else ""
-            pairs.append((told, wording, caption(rng, scene), "caption"))
+            wording = ""
+            if rng.random() < 0.8:
+                wording = any_instruction(rng, "caption", language=language)
+            text = caption(rng, scene, language=language)
+            pairs.append((told, wording, text, "caption"))
         elif draw < 0.6 and scene.relation == "single":
-            wording = any_instruction(rng, "classification")
-            pairs.append((told, wording, scene.events[0].label, "classification"))
+            wording = any_instruction(rng, "classification", language=language)
+            label = language.label(scene.events[0].manner, scene.events[0].source)
+            pairs.append((told, wording, label, "classification"))
         else:
-            asked = questions(rng, scene, classes=ALL_CLASSES)
+            asked = questions(rng, scene, False, ALL_CLASSES, language)
             kinds = sorted({kind for kind, _, _ in asked})
             kind = rng.choice(kinds)
             _, question, answer = rng.choice([q for q in asked if q[0] == kind])
-            wording = any_instruction(rng, "question_answering", question)
+            wording = any_instruction(rng, "question_answering", question, language)
             pairs.append((told, wording, answer, "question_answering"))
     return pairs
 
@@ -153,22 +158,23 @@ def read_labels(directories):
     return sorted(labels)
 
 
-def tokenizer_text(pairs):
+def tokenizer_text(pairs, language=english):
     """Lines the tokenizers are trained on.
 
     Args:
         pairs: as of training_text.
+        language: module.
 
     Returns:
         list of str.
     """
     lines = [text for pair in pairs for text in pair[:3] if text]
-    for wordings in TEMPLATES.values():
-        lines += [wording.replace("{question}", "") for wording in wordings]
-    names = {"a": "a whistle", "s": "whistle", "p": "buzzes", "v": "pulse"}
-    for wordings in QUESTIONS.values():
-        lines += [wording.format(**names) for wording in wordings]
-    lines += ANSWERS.values()
+    for task in TASKS:
+        known = wordings(language.CODE)[task]
+        lines += [wording.replace("{question}", "") for wording in known]
+    for known in language.QUESTIONS.values():
+        lines += [wording.format(**language.EXAMPLE) for wording in known]
+    lines += language.ANSWERS.values()
     return lines
 
 
@@ -177,13 +183,14 @@ def tokenizer_text(pairs):
 # ---------------------------------------------------------------------------------
 
 
-def train_sentencepiece(lines, folder, vocab_size):
+def train_sentencepiece(lines, folder, vocab_size, letters=""):
     """Train and save the language model's tokenizer; it folds case.
 
     Args:
         lines: list of str.
         folder: Path that gets spiece.model.
         vocab_size: most pieces.
+        letters: with a piece of their own, beside CHARACTERS.
 
     Returns:
         transformers tokenizer that gives SentencePiece's ids.
@@ -202,7 +209,7 @@ def train_sentencepiece(lines, folder, vocab_size):
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         character_coverage=1.0,
-        required_chars=CHARACTERS,
+        required_chars=CHARACTERS + letters,
         normalization_rule_name="nmt_nfkc_cf",
         user_defined_symbols=[MASK],
         pad_id=0,
@@ -230,7 +237,7 @@ def train_sentencepiece(lines, folder, vocab_size):
     return tokenizer
 
 
-def make_wordpiece(lines, folder):
+def make_wordpiece(lines, folder, letters=""):
     """Save the Q-Former's BERT-style tokenizer: whole words, and letters for others.
 
     The corpus has a closed vocabulary, so its words by frequency are the WordPiece
@@ -239,25 +246,29 @@ def make_wordpiece(lines, folder):
     Args:
         lines: list of str.
         folder: Path that gets the tokenizer's files.
+        letters: that its words have, beside CHARACTERS.
 
     Returns:
         transformers tokenizer.
     """
     from transformers import BertTokenizer
 
+    characters = CHARACTERS + letters
+    kept = {"strip_accents": False} if letters else {}  # BERT's reads "ö" as "o"
+    normalizer = BertNormalizer(lowercase=True, **kept)
     counts = collections.Counter()
     for line in lines:
-        normal = BertNormalizer(lowercase=True).normalize_str(line)
+        normal = normalizer.normalize_str(line)
         counts.update(word for word, _ in BertPreTokenizer().pre_tokenize_str(normal))
     words = sorted(counts, key=lambda word: (-counts[word], word))
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
-    tokens += list(CHARACTERS) + [f"##{letter}" for letter in CHARACTERS]
-    tokens += [word for word in words if word not in CHARACTERS]
+    tokens += list(characters) + [f"##{letter}" for letter in characters]
+    tokens += [word for word in words if word not in characters]
     with tempfile.TemporaryDirectory() as beside:
         (Path(beside) / "vocab.txt").write_text("\n".join(tokens) + "\n", "utf-8")
         config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
         (Path(beside) / "tokenizer_config.json").write_text(json.dumps(config))
-        tokenizer = BertTokenizer.from_pretrained(beside, bos_token="[DEC]")
+        tokenizer = BertTokenizer.from_pretrained(beside, bos_token="[DEC]", **kept)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -409,7 +420,7 @@ def evaluate(model, encoded):
 
 
 @torch.no_grad()
-def names_both(model, tokenizer, seed, number=100):
+def names_both(model, tokenizer, seed, number=100, language=english):
     """How often the model names the two sources of a description it shall restate.
 
     What it can't do with words it won't do with queries, so this bounds the captions.
@@ -419,6 +430,7 @@ def names_both(model, tokenizer, seed, number=100):
         tokenizer: of train_sentencepiece.
         seed: of the scenes.
         number: of descriptions of two events with different sources.
+        language: module.
 
     Returns:
         float, 0 to 1.
@@ -432,9 +444,9 @@ def names_both(model, tokenizer, seed, number=100):
         named = {event.source for event in scene.events}
         if len(named) == 2:
             sources.append(named)
-            told.append(
-                f"{caption(rng, scene, True)} {any_instruction(rng, 'caption')}"
-            )
+            text = caption(rng, scene, True, language)
+            asked = any_instruction(rng, "caption", language=language)
+            told.append(f"{text} {asked}")
     batch = tokenizer(told, padding=True, return_tensors="pt")
     written = model.generate(
         input_ids=batch.input_ids,
@@ -442,7 +454,7 @@ def names_both(model, tokenizer, seed, number=100):
         max_new_tokens=40,
     )
     written = tokenizer.batch_decode(written, skip_special_tokens=True)
-    source_of = {word: one for one, many in PLURAL.items() for word in (one, many)}
+    source_of = language.SOURCE_OF
     right = 0
     for named, text in zip(sources, written, strict=True):
         words = re.findall(r"\w+", text)
@@ -464,6 +476,7 @@ def make(
     vocab_size,
     labels=(),
     precision="auto",
+    language=english,
 ):
     """Train and save language_model/ and qformer_tokenizer/ below `folder`.
 
@@ -476,6 +489,7 @@ def make(
         vocab_size: of SentencePiece.
         labels: to tell of these instead of scenes.
         precision: of the products: auto, float32 or bfloat16.
+        language: module, of the text.
 
     Returns:
         dict: how it was made and how well it does.
@@ -491,6 +505,9 @@ def make(
         "model": MODEL,
         "labels": list(labels),
     }
+    if language is not english:
+        about["language"] = language.CODE
+    letters = LETTERS[language.CODE]
     stamp = folder / "language_model" / "about.json"
     if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
         found = {"labels": [], **json.loads(stamp.read_text())}
@@ -500,10 +517,12 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".language_model.", dir=folder) as made:
         made = Path(made)
-        text = training_text(seed, pairs, labels)
-        lines = tokenizer_text(text)
-        tokenizer = train_sentencepiece(lines, made / "language_model", vocab_size)
-        wordpiece = make_wordpiece(lines, made / "qformer_tokenizer")
+        text = training_text(seed, pairs, labels, language)
+        lines = tokenizer_text(text, language)
+        tokenizer = train_sentencepiece(
+            lines, made / "language_model", vocab_size, letters
+        )
+        wordpiece = make_wordpiece(lines, made / "qformer_tokenizer", letters)
         model = build_model(tokenizer, seed)
         LOGGER.info(
             "Language model: %d parameters, %d and %d tokens",
@@ -513,10 +532,10 @@ def make(
         )
         encoded = encode_pairs(text, tokenizer, seed)
         train(model, encoded, batch_size, learning_rate, seed, about["precision"])
-        held_out = training_text(f"{seed}-held-out", 2000, labels)
+        held_out = training_text(f"{seed}-held-out", 2000, labels, language)
         about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
         if not labels:
-            about["names_both"] = names_both(model, tokenizer, seed)
+            about["names_both"] = names_both(model, tokenizer, seed, language=language)
         LOGGER.info(
             "Language model: held-out text: %s, both sources named: %s",
             about["held_out"],
@@ -549,6 +568,7 @@ def main():
         default=[],
         help="data directories whose labels the text is about, instead of scenes",
     )
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="of the text")
     args = parser.parse_args()
     prepare(args.threads)
     make(
@@ -560,6 +580,7 @@ def main():
         args.vocab_size,
         read_labels(args.data_dir) if args.data_dir else (),
         args.precision,
+        LANGUAGES[args.lang],
     )
 
 

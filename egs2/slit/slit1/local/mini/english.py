@@ -7,6 +7,7 @@ PLURAL = {source: source + "s" for source in SOURCES} | {
     "buzz": "buzzes",
     "hiss": "hisses",
 }
+SOURCE_OF = {word: one for one, many in PLURAL.items() for word in (one, many)}
 MANNER_WORDS = {
     "rising": ("rising", "rising", "ascending"),
     "falling": ("falling", "falling", "descending"),
@@ -93,6 +94,7 @@ CHOICES = {
     "manner": "How does the {s} sound?",
 }
 ORDER = "{a}, then {b}"
+EXAMPLE = {"a": "a whistle", "s": "whistle", "p": "buzzes", "v": "pulse"}  # of names
 _INFINITIVE = {"pulsing": "pulse", "warbling": "warble"}
 
 

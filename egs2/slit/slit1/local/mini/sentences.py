@@ -2,16 +2,18 @@
 
 Every sentence is made from the scene that is rendered, so it is true of the audio; the
 test suite parses the sentences back and compares. A language is a module of word lists,
-forms of sentences and the phrases of one event, as `english`.
+forms of sentences and the phrases of one event, as `english` and `german`.
 """
 
 import itertools
 import random
 
-from mini import english
+from mini import english, german
 from mini.scenes import BACKGROUNDS, MANNERS, SEEN_CLASSES, SOURCES
 
 from espnet2_slit.common.templates import instruction, wordings
+
+LANGUAGES = {language.CODE: language for language in (english, german)}
 
 
 def any_instruction(rng, task, question="", language=english):

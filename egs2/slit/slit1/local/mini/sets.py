@@ -35,7 +35,10 @@ def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english)
     """
 
     def write(name, samples, variant, tasks=(), notes="", lists=None):
-        _write(data_dir / name, samples, audio, variant, tasks, notes, lists or {})
+        facts = {"variant": variant, "tasks": list(tasks), "notes": notes}
+        if language is not english:
+            facts["language"] = language.CODE
+        _write(data_dir / name, samples, audio, facts, lists or {})
 
     for split in ("train", "valid"):
         scenes = splits[split]
@@ -92,7 +95,7 @@ def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english)
         write(name, samples, variant, ["classification"], notes, {"labels": labels})
 
 
-def _write(directory, samples, audio, variant, tasks, notes, lists):
+def _write(directory, samples, audio, facts, lists):
     """Write one Kaldi-style directory; it appears whole or not at all.
 
     Args:
@@ -100,9 +103,7 @@ def _write(directory, samples, audio, variant, tasks, notes, lists):
         samples: dict sample id -> dict with clip, text and optionally instruction,
             task, category.
         audio: dict clip id -> path.
-        variant: what it holds.
-        tasks: to score.
-        notes: for the table of scores.
+        facts: dict for set.json: variant, tasks, notes and others.
         lists: dict file name -> lines as they are.
     """
     keys = sorted(samples, key=str.encode)
@@ -125,11 +126,11 @@ def _write(directory, samples, audio, variant, tasks, notes, lists):
         "name": name,
         "corpus": "mini",
         "split": name.partition("_")[0],
-        "variant": variant,
-        "tasks": list(tasks),
+        "variant": facts.pop("variant"),
+        "tasks": facts.pop("tasks"),
         "zero_shot": name.endswith("_unseen"),
         "sample_rate": SAMPLE_RATE,
-        "notes": notes,
+        **facts,
     }
     with new_directory(directory) as folder:
         for file, values in columns.items():
