@@ -218,6 +218,19 @@ def test_curves_are_written_for_tensorboard(tiny_features, train_command, tmp_pa
     assert {"loss", "loss_contrastive", "temperature"} <= set(events.Tags()["scalars"])
 
 
+def test_what_the_queries_look_at_is_drawn_at_validation(
+    tiny_features, train_command, tmp_path
+):
+    pytest.importorskip("matplotlib")
+    from espnet2_slit.task import SLITTask
+
+    options = ["--num_att_plot", "2", "--use_matplotlib", "true"]
+    SLITTask.main(cmd=train_command("instruction", tmp_path / "exp", *options))
+    pictures = sorted(tmp_path.glob("exp/att_ws/*/queries.1ep.png"))
+    assert len({picture.parent.name for picture in pictures}) == 2
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+
+
 def test_curves_are_logged_to_wandb(
     tiny_features, train_command, tmp_path, monkeypatch
 ):

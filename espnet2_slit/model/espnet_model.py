@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espnet2_slit.common import compat
 from espnet2_slit.common.padded import IGNORED, Padded
 from espnet2_slit.common.precision import autocast, check_precision
+from espnet2_slit.model.attention import attention_weights
 from espnet2_slit.model.frame_stack import FrameStack
 from espnet2_slit.model.objectives import (
     ContrastiveOutput,
@@ -118,6 +119,31 @@ class SLITModel(AbsESPnetModel):
                 "no audio encoder. Give feats, or build it without `features`."
             )
         return Padded(*self.audio_encoder(speech, speech_lengths))
+
+    @torch.no_grad()
+    def attention_maps(
+        self,
+        qformer_instruction: Optional[Tensor] = None,
+        qformer_instruction_lengths: Optional[Tensor] = None,
+        **audio: Any,
+    ) -> Dict[str, List[Any]]:
+        """Where the queries look, as the Trainer's pictures take it.
+
+        Args:
+            qformer_instruction: (B, L) what the queries read, if they do.
+            qformer_instruction_lengths: (B,).
+            **audio: see `encode_audio`.
+
+        Returns:
+            {"queries": B arrays (layers, Q, T)}; {} of a model without queries.
+        """
+        if self.qformer is None:
+            return {}
+        frames = self.encode_audio(**audio)
+        reads = _padded(qformer_instruction, qformer_instruction_lengths)
+        weights = attention_weights(self.qformer, frames, reads)
+        lengths = frames.mask().sum(dim=1).tolist()
+        return {"queries": [w[..., :n] for w, n in zip(weights, lengths, strict=True)]}
 
     def collect_feats(self, **batch: Tensor) -> Dict[str, Tensor]:
         """Nothing: no layer is normalised by corpus statistics."""

@@ -19,8 +19,8 @@ from espnet2.utils.types import str_or_none  # noqa: E402
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options beside ESPnet's and beside --model."""
-    # Defaults of ESPnet that do not fit: there is no attention plot, plots need
-    # optional packages, and averaging over two criteria is wrong in 202511.
+    # Defaults of ESPnet that do not fit: pictures of attention take seconds, plots
+    # need optional packages, and averaging over two criteria is wrong in 202511.
     parser.set_defaults(
         num_att_plot=0,
         use_tensorboard=compat.is_installed("tensorboard"),

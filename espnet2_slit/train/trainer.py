@@ -30,12 +30,17 @@ from espnet2_slit.train.step_checkpoint import Batch, ResumableEpoch
 
 compat.prepare_espnet_import("espnet2.train.trainer")
 
+import espnet2.train.trainer as espnet_trainer  # noqa: E402
 from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
 from espnet2.train.reporter import Reporter, SubReporter  # noqa: E402
 from espnet2.train.trainer import Trainer, TrainerOptions  # noqa: E402
 from espnet2.utils.build_dataclass import build_dataclass  # noqa: E402
 
 IDS_SHOWN = 20  # of a batch in a message
+
+
+def _attention_maps(model: Any, batch: Dict[str, Any]) -> Dict[str, List[Any]]:
+    return model.attention_maps(**batch)
 
 
 class NotFiniteError(RuntimeError):
@@ -143,6 +148,20 @@ class SLITTrainer(Trainer):
             )
         if is_first:  # all epochs are over
             (output_dir / STEP_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    def plot_attention(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """ESPnet's pictures at the end of an epoch, of what the queries look at.
+
+        ESPnet hangs hooks on attention modules of its own, which are not here, and has
+        no other way in: what it draws is replaced meanwhile.
+        """
+        original = espnet_trainer.calculate_all_attentions
+        espnet_trainer.calculate_all_attentions = _attention_maps
+        try:
+            super().plot_attention(model, *args, **kwargs)
+        finally:
+            espnet_trainer.calculate_all_attentions = original
 
     @staticmethod
     def resume(
