@@ -56,22 +56,30 @@ class Questions:
 
 
 def read_questions(data_dir: Path) -> Questions:
-    """`text`, `references`, `instruction`, `utt2audio` and `utt2kind` of a set."""
+    """`text`, `references`, `instruction`, `utt2audio` and categories of a set."""
     truth = read_map(data_dir / "text")
-    kinds = data_dir / "utt2kind"
     clips = clip_of(data_dir)
     return Questions(
         ids=sorted(truth),
         truth=truth,
         question=read_map(data_dir / "instruction"),
         clip={i: clips.get(i, i) for i in truth},
-        kind=read_map(kinds) if kinds.is_file() else None,
+        kind=_categories(data_dir),
         accepted=(
             read_references(data_dir)
             if asks_questions(data_dir) and (data_dir / "references").is_file()
             else None
         ),
     )
+
+
+def _categories(data_dir: Path) -> dict[str, str] | None:
+    """`utt2kind`, else `utt2category` where that is not the same for all."""
+    kinds, categories = data_dir / "utt2kind", data_dir / "utt2category"
+    if kinds.is_file():
+        return read_map(kinds)
+    found = read_map(categories) if categories.is_file() else {}
+    return found if len(set(found.values())) > 1 else None
 
 
 def score(

@@ -65,6 +65,18 @@ def test_rows_of_choices_and_of_open_questions(case):
     assert rows["free/all_rows/exact_match"].n == 1, "the one question without options"
 
 
+def test_categories_of_a_publisher_have_rows_unless_there_is_one(case):
+    kinds = case[0] / "utt2kind"
+    kinds.rename(case[0] / "utt2category")  # as readers of corpora write it
+    table = ScoreTable("ours", resamples=50)
+    score_set(table, *case)
+    assert rows_of(table)["choices/ranked_mean/kind:animal/accuracy"].value == 0.5
+    write(case[0] / "utt2category", {q: "mmau" for q, *_ in ROWS})
+    table = ScoreTable("ours", resamples=50)
+    score_set(table, *case)
+    assert not [key for key in rows_of(table) if "kind:" in key]
+
+
 def test_another_systems_answers_are_parsed_alike(case, tmp_path):
     table = ScoreTable("theirs", resamples=50)
     path = tmp_path / "answers.txt"

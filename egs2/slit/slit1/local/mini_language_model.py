@@ -30,8 +30,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common.files import write_json
+from espnet2_slit.common.names import SAMPLE_TASKS
 from espnet2_slit.common.precision import autocast, choose_precision
-from espnet2_slit.common.templates import TASKS, wordings
+from espnet2_slit.common.templates import wordings
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
 from espnet2_slit.data.kaldi_dir import read_map
 
@@ -169,7 +170,7 @@ def tokenizer_text(pairs, language=english):
         list of str.
     """
     lines = [text for pair in pairs for text in pair[:3] if text]
-    for task in TASKS:
+    for task in SAMPLE_TASKS:
         known = wordings(language.CODE)[task]
         lines += [wording.replace("{question}", "") for wording in known]
     for known in language.QUESTIONS.values():
