@@ -256,6 +256,18 @@ def test_an_espnet_recipe_is_prepared_with_one_command(clotho_recipe):
     assert references.count("\n") == 60
 
 
+def test_other_data_options_prepare_the_test_sets_that_they_make(clotho_recipe):
+    recipe, words = clotho_recipe
+    words += ["--stop_stage", "1", "--cache_features", "false"]
+    run(recipe / "run.sh", *words)
+    at = words.index("--local_data_opts") + 1
+    words[at] = words[at].replace("--test evaluation", "--test validation")
+    out = run(recipe / "run.sh", *words)
+    assert "data/test_validation: 12 rows read, 12 kept" in out
+    assert "data/test_evaluation" not in out
+    assert not (recipe / "data" / "test_evaluation").exists()
+
+
 def test_captions_that_are_only_references_are_pointed_to_the_espnet_option(
     recipe, tmp_path
 ):

@@ -293,7 +293,7 @@ stage_upload() {
 arguments=("$@")
 for ((number = stage; number <= stop_stage; number++)); do
     log "Stage ${number}: ${stages[number]}"
-    find_test_sets
+    [ "${number}" -eq 1 ] || find_test_sets # which stage data makes first
     "stage_${stages[number]}"
 done
 log "Successfully finished. [elapsed=${SECONDS}s]"

@@ -17,6 +17,7 @@ copied unread.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +30,11 @@ from espnet2_slit.data.corpora import instruction
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
 from espnet2_slit.data.corpora.tables import CorpusError, clean, spell
 from espnet2_slit.data.kaldi_dir import QUESTION_FILES
-from espnet2_slit.data.writer import SetWriter
+from espnet2_slit.data.writer import SetWriter, remove_sets, write_set
 
 STATEMENTS = "hypothesis.txt"  # does the audio entail each of them?
 LABEL_PREFIX = "audio_class:"
+MADE_BY = "espnet_sets"  # in set.json, of sets that another call may remove
 FORMS = {"train": "train", "valid": "valid", "evaluation": "test"}
 
 
@@ -330,7 +332,8 @@ def make_recipe_sets(
         sources: one a task, such as the captions of clotho_v2/asr1 and the questions of
             clotho_v2/cls1.
         out: parent of train_caption, valid_caption, train_instruction,
-            valid_instruction and test_<set>; what they are made of goes to `out/parts`.
+            valid_instruction and test_<set>; what they are made of goes to `out/parts`,
+            and those that an earlier call has made and this one has not are removed.
         wording: how instructions are worded.
 
     Returns:
@@ -340,9 +343,8 @@ def make_recipe_sets(
         CorpusError: see `read_recipe_set`; two test sets of one name.
     """
     made: dict[str, int] = {}
-    for (
-        source
-    ) in sources:  # the names first: nothing is made of a set that is not there
+    # the names first: nothing is made of a set that is not there
+    for source in sources:
         for name in (source.train, source.valid, *source.tests):
             _check(source.folder / name, source.reading)
     for source in sources:
@@ -376,4 +378,8 @@ def make_recipe_sets(
             made[name] = instruction.join(captions, out / name)
         name = f"{split}_instruction"
         made[name] = sum(instruction.mix(parts, out / name, wording).values())
+    for name in made:
+        write_set(out / name, made_by=MADE_BY)
+    for name in remove_sets(out, made, made_by=MADE_BY):
+        logging.warning("%s: removed, made for other options before", out / name)
     return made

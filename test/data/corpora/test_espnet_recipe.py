@@ -275,6 +275,23 @@ def test_questions_alone_say_what_to_train(questions, tmp_path, capsys):
     assert (tmp_path / "d" / "test_validation_aqa" / "references").is_file()
 
 
+def test_sets_that_are_no_longer_asked_for_are_gone(questions, tmp_path, caplog):
+    root = trees.clotho_recipe(tmp_path / "asr1" / "data")
+    captions = ["--from", str(root), "--train", "development_clotho"]
+    captions += ["--valid", "validation", "--test", "evaluation"]
+    asked = ["--from", str(questions), "--train", "development_aqa"]
+    asked += ["--valid", "validation_aqa", "--test", "evaluation_aqa"]
+    out = tmp_path / "data"
+    (out / "mine").mkdir(parents=True)
+    (out / "mine" / "set.json").write_text('{"schema": 1}')
+    for words in (captions, [*asked, "--task", "question_answering"]):
+        slit_corpus.main(["espnet_sets", *words, "--out", str(out)])
+    sets = {p.parent.name for p in out.glob("*/set.json")}
+    made = {"test_evaluation_aqa", "train_instruction", "valid_instruction"}
+    assert sets == made | {"mine"}
+    assert f"{out / 'train_caption'}: removed" in caplog.text
+
+
 def test_what_is_done_about_equal_audio_and_relative_paths_is_said(
     tmp_path, monkeypatch, caplog
 ):
