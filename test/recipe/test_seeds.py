@@ -97,10 +97,14 @@ def test_another_language_has_texts_of_its_own_and_the_same_sounds(recipe):
         "--audio_encoder_path downloads/mini/audio_encoder.pt",
         "--language_model downloads/mini/de/language_model",
         "--qformer_tokenizer downloads/mini/de/qformer_tokenizer",
-        "--preprocessor_conf language=de --inference_conf language=de",
+        "--preprocessor_conf language=de",
+        "--inference_conf language=de",
     ):
         assert words in call
     assert (recipe / "conf" / "decode_mini_de.yaml").is_file()
+    words = [recipe / "run.sh", "--lang", "de", "--manifest", "x.csv"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "from_manifest --language de" in done.stderr
 
 
 def test_every_system_of_the_ablation_is_trained_with_each_seed(recipe):

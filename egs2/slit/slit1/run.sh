@@ -48,6 +48,8 @@ options=(--nj "${nj}" --encode_nj 1 --inference_nj "${nj}" --train_threads "${th
     --ngpu "${ngpu}" --expdir "${expdir}" --train_set train_caption --valid_set valid_caption
     --instruction_train_set train_instruction --instruction_valid_set valid_instruction)
 if [ -n "${manifest}" ]; then
+    [ "${lang}" = en ] || usage_error "--lang is of the mini corpus. For a table: slit data" \
+        "from_manifest --language ${lang}, then slit.sh --local_data_dir"
     manifest=$(given "${manifest}")
     name=$(plain "$(basename "${manifest%.*}")")
     tag=${tag:-${name}}
@@ -58,11 +60,14 @@ else
     mini=mini data_opts="mini --nj ${nj}"
     if [ "${lang}" != en ]; then # the same sounds in other words
         mini=mini_${lang}
+        encoded=$(find dump -path 'dump/mini_beats/*/feats.json' -printf '%h ' 2>/dev/null || true)
         options+=(--datadir "data/${mini}" --dumpdir "dump/${mini}"
             --inference_config "conf/decode_${mini}.yaml"
-            --reuse_features "$(find dump -path 'dump/mini_beats/*/feats.json' -printf '%h ' || true)")
+            --reuse_features "${encoded}")
         data_opts+=" --lang ${lang} --data_dir data/${mini}"
-        train_args="--preprocessor_conf language=${lang} --inference_conf language=${lang} ${train_args}"
+        for name in preprocessor_conf inference_conf; do
+            train_args="--${name} language=${lang} ${train_args}"
+        done
         language_model=${language_model:-downloads/mini/${lang}/language_model}
         qformer_tokenizer=${qformer_tokenizer:-downloads/mini/${lang}/qformer_tokenizer}
     fi
