@@ -300,6 +300,16 @@ async def read_request(
             "expected multipart/form-data with the audio as the file `audio`, or"
             f" application/json with it in base64; found {kind or 'no content type'}",
         )
+    from starlette.exceptions import HTTPException
+
+    try:
+        return await _read_form(request, folder)
+    except (HTTPException, ValueError) as error:
+        said = getattr(error, "detail", error)
+        raise RequestError(422, f"the body is no {kind} ({said})") from error
+
+
+async def _read_form(request: Any, folder: str) -> tuple[dict[str, Any], str, str]:
     async with request.form(max_files=1) as form:
         given, path, name = {}, "", "audio"
         for field in form:
@@ -366,13 +376,8 @@ class BodyLimit:
         return await self.app(scope, counted, send)
 
 
-def build_app(
-    slit: SLIT,
-    folder: str | os.PathLike | None = None,
-    token: str = "",
-    limits: Limits | None = None,
-) -> Any:
-    """The FastAPI application.
+class Service:
+    """What the routes share: a system, its limits, and while it runs a queue.
 
     Args:
         slit: system.
@@ -381,68 +386,62 @@ def build_app(
         limits: what is taken.
 
     Raises:
-        ImportError: FastAPI is not installed.
         InferenceError: a folder to search with a system that cannot search.
     """
-    try:
-        from fastapi import FastAPI, Request
-        from fastapi.responses import JSONResponse
-    except ImportError as error:
-        raise ImportError(
-            "slit serve needs FastAPI and uvicorn, which are not installed."
-            " Run: python -m pip install 'espnet2_slit[serve]'"
-        ) from error
-    limits = limits or Limits()
-    index = None
-    if folder:
-        index = SearchIndex(Path(folder).expanduser() / DEFAULT_NAME)
-        index.update(slit, folder)
-    tasks = Tasks(slit, index)
-    batcher: Any = None
-    uploads: Any = None
+
+    def __init__(
+        self, slit: SLIT, folder: str | os.PathLike | None, token: str, limits: Limits
+    ):
+        self.slit, self.token, self.limits = slit, token, limits
+        index = None
+        if folder:
+            index = SearchIndex(Path(folder).expanduser() / DEFAULT_NAME)
+            index.update(slit, folder)
+        self.tasks = Tasks(slit, index)
+        self.batcher: Any = None
+        self.uploads = ""
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
-        nonlocal batcher, uploads
-        uploads = tempfile.TemporaryDirectory(prefix="slit_serve_")
-        batcher = Batcher(slit.batch_size, limits.waiting)
-        app.state.batcher = batcher
-        yield
-        await asyncio.to_thread(batcher.close)
-        uploads.cleanup()
+    async def run(self, app: Any) -> AsyncIterator[None]:
+        """From the first request to the last: `lifespan` of the application."""
+        with tempfile.TemporaryDirectory(prefix="slit_serve_") as self.uploads:
+            self.batcher = Batcher(self.slit.batch_size, self.limits.waiting)
+            app.state.batcher = self.batcher
+            yield
+            await asyncio.to_thread(self.batcher.close)
 
-    app = FastAPI(title="SLIT", version=__version__, lifespan=lifespan)
-    app.add_middleware(BodyLimit, megabytes=limits.megabytes)
+    async def health(self) -> dict[str, Any]:
+        """Whether it is at work, and how many wait."""
+        return {"status": "ok", "waiting": len(self.batcher)}
 
-    async def refused(request: Any, error: Any) -> Any:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        content = {"detail": error.detail}
-        return JSONResponse(content, status_code=error.status, headers=headers)
-
-    app.add_exception_handler(RequestError, refused)
-
-    @app.get("/health", summary="Whether the server is at work")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "waiting": len(batcher)}
-
-    @app.get("/version", summary="What serves")
-    async def version() -> dict[str, Any]:
-        parts = {"representation": slit.representation, "generator": slit.generator}
+    async def version(self) -> dict[str, Any]:
+        """What serves."""
+        parts = {
+            "representation": self.slit.representation,
+            "generator": self.slit.generator,
+        }
         models = {name: part.options.model for name, part in parts.items() if part}
-        return {"version": __version__, "models": models, "limits": asdict(limits)}
+        limits = asdict(self.limits)
+        return {"version": __version__, "models": models, "limits": limits}
 
-    async def serve(request: Any, task: str) -> Any:
-        _authorise(request, token)
-        path = ""
+    async def answer(self, request: Any, task: str) -> Any:
+        """The result of a request, as JSON has it.
+
+        Raises:
+            RequestError: it is not served.
+        """
+        _authorise(request, self.token)
+        path, name = "", "audio"
         try:
-            given, path, name = await read_request(request, task, uploads.name)
+            given, path, name = await read_request(request, task, self.uploads)
             values = read_values(task, given)
-            await asyncio.to_thread(_check_audio, task, values, path, name, limits)
-            plan = tasks.plan(task, values, path or None)
-            result = await asyncio.wrap_future(batcher.submit(*plan))
+            await asyncio.to_thread(_check_audio, task, values, path, name, self.limits)
+            plan = self.tasks.plan(task, values, path or None)
+            return await asyncio.wrap_future(self.batcher.submit(*plan))
         except QueueFull as error:
             raise RequestError(
-                429, f"{limits.waiting} requests are waiting. Come again in a second."
+                429,
+                f"{self.limits.waiting} requests are waiting. Come again in a second.",
             ) from error
         except (AudioError, InferenceError, ValueError) as error:
             fault = fault_of(name, error) if path else str(error)
@@ -457,8 +456,44 @@ def build_app(
         finally:
             if path:
                 Path(path).unlink(missing_ok=True)
-        return JSONResponse(result)
 
+
+def build_app(
+    slit: SLIT,
+    folder: str | os.PathLike | None = None,
+    token: str = "",
+    limits: Limits | None = None,
+) -> Any:
+    """The FastAPI application of a `Service`, whose arguments these are.
+
+    Raises:
+        ImportError: FastAPI is not installed.
+        InferenceError: a folder to search with a system that cannot search.
+    """
+    try:
+        from fastapi import FastAPI, Request
+        from fastapi.responses import JSONResponse
+    except ImportError as error:
+        raise ImportError(
+            "slit serve needs FastAPI and uvicorn, which are not installed."
+            " Run: python -m pip install 'espnet2_slit[serve]'"
+        ) from error
+    limits = limits or Limits()
+    service = Service(slit, folder, token, limits)
+    app = FastAPI(title="SLIT", version=__version__, lifespan=service.run)
+    app.add_middleware(BodyLimit, megabytes=limits.megabytes)
+
+    async def refuse(request: Any, error: Any) -> Any:
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        content = {"detail": error.detail}
+        return JSONResponse(content, status_code=error.status, headers=headers)
+
+    async def serve(request: Any, task: str) -> Any:
+        return JSONResponse(await service.answer(request, task))
+
+    app.add_exception_handler(RequestError, refuse)
+    app.get("/health", summary="Whether the server is at work")(service.health)
+    app.get("/version", summary="What serves")(service.version)
     for task in FIELDS:
         app.add_api_route(
             f"/{task}",

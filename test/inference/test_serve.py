@@ -185,6 +185,11 @@ def test_other_bodies_are_refused(url):
     for body in (b"{", b"[]", b'{"audio": "%%"}', b'{"audio": 3}', b"{}"):
         found = httpx.post(f"{url}/caption", content=body, headers=kind)
         assert found.status_code == 422, body
+    for form in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        headers = {"content-type": form}
+        found = httpx.post(f"{url}/caption", content=b"--y\r\nz", headers=headers)
+        assert found.status_code == 422, found.text
+        assert "multipart" in found.json()["detail"]
     assert httpx.get(f"{url}/caption").status_code == 405
     assert httpx.get(f"{url}/nothing").status_code == 404
 
