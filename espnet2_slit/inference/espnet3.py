@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ import yaml
 
 from espnet2_slit.common import compat
 from espnet2_slit.common.archives import extract
-from espnet2_slit.common.files import read_lines, write_text
+from espnet2_slit.common.files import write_text
 from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.data import feature_cache
 from espnet2_slit.data.kaldi_dir import read_map
@@ -37,7 +37,8 @@ from espnet2_slit.inference.decoding import decode_set
 from espnet2_slit.inference.pack import pack
 from espnet2_slit.inference.slit import SLIT
 from espnet2_slit.inference.system import find_model_file, link_training
-from espnet2_slit.scoring.read import read_references
+from espnet2_slit.scoring.labels import SCORERS, read_labels
+from espnet2_slit.scoring.read import load_arrays, read_references, strings
 from espnet2_slit.task import SLITTask
 from espnet2_slit.train.checkpoint import load_init_params
 
@@ -62,6 +63,7 @@ launch(SLIT.from_pretrained(Path(__file__).parent / "model"), host="0.0.0.0")
 """
 # Text files of a decoded set -> names of what ESPnet3's metrics read.
 DECODED = {"caption/text": "caption", "question_answering/text": "answer"}
+RETRIEVAL, CLASSIFICATION = "retrieval/scores.npz", "classification/scores.npz"
 
 
 class InitialWeights(Callback):
@@ -138,15 +140,18 @@ class SLITSystem(BaseSystem):
         self._reject_stage_args("infer", args, kwargs)
         config = self.inference_config
         slit = SLIT.from_pretrained(config.exp_dir, device=config.get("device", "cpu"))
-        decoding = plain(config.get("decoding") or DictConfig({}))
+        options = config.get("inference") or config.get("decoding") or DictConfig({})
         for test in config.dataset.test:
             source = Path(test.data_src_args.path)
             target = Path(config.inference_dir) / test.name
-            decode_set(slit, source, target, DecodeOptions(**decoding))
+            decode_set(slit, source, target, DecodeOptions(**plain(options)))
             write_scp_files(source, target)
 
     def measure(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Score every set by the metrics whose inputs it has; writes metrics.json."""
+        """Score every set by the metrics whose inputs it has; writes metrics.json.
+
+        A metric with a `name` stands under it, others under their class.
+        """
         self._reject_stage_args("measure", args, kwargs)
         config = self.metrics_config
         folder = Path(config.inference_dir)
@@ -165,8 +170,8 @@ class SLITSystem(BaseSystem):
                 config, {"metrics": [metric], "dataset": {"test": [{"name": name}
                                                                   for name in sets]}}
             )  # fmt: skip
-            for name, scores in measure(one).items():
-                found.setdefault(name, {}).update(scores)
+            for kind, scores in measure(one).items():
+                found.setdefault(metric.get("name", kind), {}).update(scores)
         write_text(folder / "metrics.json", json.dumps(found, indent=2) + "\n")
         return found
 
@@ -232,23 +237,67 @@ def write_scp_files(data_dir: Path, decoded: Path) -> None:
     """What a set's metrics read, one line of id and value each.
 
     Args:
-        data_dir: the set; `references` become JSON lists.
+        data_dir: the set; its truth goes beside what was decoded.
         decoded: its decode directory.
     """
     for file, name in DECODED.items():
-        if not (decoded / file).is_file():
-            continue
-        lines = read_lines(decoded / file)
-        ids = [line.split(maxsplit=1)[0] for line in lines]
-        if name == "caption":
-            references = read_references(data_dir)
-            truth = [json.dumps(references[key]) for key in ids]
-        else:
-            texts = read_map(data_dir / "text")
-            truth = [texts[key] for key in ids]
-        pairs = zip(ids, truth, strict=True)
-        write_text(decoded / f"{name}.scp", "\n".join(lines) + "\n")
-        write_text(
-            decoded / f"{name}_reference.scp",
-            "".join(f"{key} {value}\n" for key, value in pairs),
-        )
+        if (decoded / file).is_file():
+            found = read_map(decoded / file)
+            if name == "caption":
+                references = read_references(data_dir)
+                truth = {key: json.dumps(references[key]) for key in found}
+            else:
+                texts = read_map(data_dir / "text")
+                truth = {key: texts[key] for key in found}
+            _write_scp(decoded / f"{name}.scp", found)
+            _write_scp(decoded / f"{name}_reference.scp", truth)
+    if (decoded / RETRIEVAL).is_file():
+        _write_retrieval(decoded)
+    if (decoded / CLASSIFICATION).is_file():
+        _write_labels(data_dir, decoded)
+
+
+def _write_retrieval(decoded: Path) -> None:
+    """For each clip its scores with all texts, and which of them are its own."""
+    arrays = load_arrays(
+        decoded / RETRIEVAL, [("audio_ids", "text_audio_ids", "contrastive")]
+    )
+    clips = strings(arrays["audio_ids"])
+    own: dict[str, list[int]] = {clip: [] for clip in clips}
+    for place, clip in enumerate(strings(arrays["text_audio_ids"])):
+        own[clip].append(place)
+    _write_scp(decoded / "own_texts.scp", own)
+    for name in ("contrastive", "reranked_text_to_audio", "reranked_audio_to_text"):
+        if name in arrays:
+            rows = arrays[name].T.tolist()
+            _write_scp(decoded / f"{name}.scp", dict(zip(clips, rows, strict=True)))
+
+
+def _write_labels(data_dir: Path, decoded: Path) -> None:
+    """For each clip the scores of the labels by each route, and which one is true."""
+    labels, ids, truth = read_labels(data_dir)
+    if truth.ndim == 2:
+        logging.warning("%s: its clips have several labels: not measured", data_dir)
+        return
+    arrays = load_arrays(decoded / CLASSIFICATION, [("ids", "labels")])
+    column = {label: i for i, label in enumerate(strings(arrays["labels"]))}
+    columns = [column[label] for label in labels]
+    decoded_ids = strings(arrays["ids"])
+    _write_scp(
+        decoded / "label_reference.scp", dict(zip(ids, truth.tolist(), strict=True))
+    )
+    for name in SCORERS:
+        if name in arrays:
+            rows = dict(
+                zip(decoded_ids, arrays[name][:, columns].tolist(), strict=True)
+            )
+            _write_scp(decoded / f"label_{name}.scp", {key: rows[key] for key in ids})
+
+
+def _write_scp(path: Path, values: Mapping[str, Any]) -> None:
+    """Lines of id and value; lists as JSON."""
+    texts = (
+        (key, value if isinstance(value, str) else json.dumps(value))
+        for key, value in values.items()
+    )
+    write_text(path, "".join(f"{key} {text}\n" for key, text in texts))
