@@ -143,6 +143,16 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     run(recipe, *more, "--inference_args", "--control silence")
     assert "### Does it listen?" in (decoded / "RESULTS.md").read_text()
 
+    # The packed system, elsewhere: decoded and scored, nothing is trained.
+    shutil.copy(exp / "slit_tiny.zip", folder / "downloaded.zip")
+    out = run(recipe, "--download_model", "downloaded.zip")
+    assert "Skipped: stage 2 (representation), as --download_model is given" in out
+    assert marks(folder).items() >= before.items() and "Training" not in out
+    again = folder / "exp" / "downloaded" / "decode_tiny"
+    for file in ("test_caption/caption/text", "test_qa/question_answering/text"):
+        assert (again / file).read_text() == (decoded / file).read_text()
+    assert (again / "RESULTS.md").is_file()
+
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(recipe):

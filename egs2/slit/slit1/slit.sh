@@ -58,6 +58,7 @@ ignore_init_mismatch=false # true: leave out weights of other shapes in --init_p
 train_args=             # more arguments of all trainings, e.g. "--max_epoch 1"
 skip_representation=false # true: generative learning starts from scratch (ablation)
 generator=instruction   # what is decoded: instruction or generative
+download_model=         # decode this packed system (Hugging Face, folder, .zip) and train none
 model_file=valid.loss.best.pth # which checkpoint goes on to the next stage
 expdir=exp              # where experiments go
 tag=                    # name of the experiments (default: config)
@@ -119,12 +120,12 @@ for word in ${audio_encoder_path:+"path=${audio_encoder_path}"} ${audio_encoder_
 done
 checkpoints=("${pretrained_model}") # a path with blanks is one
 [ -e "${pretrained_model%%:*}" ] || read -ra checkpoints <<<"${pretrained_model}"
-# Representation learning is the same beside all full-size language models.
-base_config=conf/full/train_representation_base.yaml
+base_config=conf/full/train_representation_base.yaml # the same beside all full-size language models
 [ -f "conf/full/train_generative_${config}.yaml" ] || base_config=
+choose_system
 if "${cache_features}"; then feats=${dumpdir}/${encoder_tag}; else feats=${dumpdir}/raw; fi
 # shellcheck disable=SC2034  # read by run_jobs
-gpu=$((ngpu > 0)) final=${expdir}/${tag}_${generator}
+gpu=$((ngpu > 0))
 inference_config=$(first "${inference_config}" "conf/decode_${config}.yaml" conf/decode.yaml)
 [ -z "${inference_config}" ] || [ -f "${inference_config}" ] || die "no ${inference_config}." \
     "There are: $(find -L conf -name 'decode*.yaml' | sort | xargs); --inference_config chooses"
@@ -153,8 +154,7 @@ make_data() {
         # shellcheck disable=SC2086  # a list of options
         bash "${script}" ${local_data_opts}
     else
-        die "no ${script}: write one that makes ${datadir}/<set>, or give --manifest or" \
-            "--local_data_dir"
+        die "no ${script}: write it to make ${datadir}/<set>, or give --manifest or --local_data_dir"
     fi
     mark_done "${datadir}" "${words}"
 }
@@ -184,7 +184,7 @@ stage_data() {
     mapfile -t all < <(sets)
     # shellcheck disable=SC2086  # a list of names
     tool data prepare "${all[@]/#/${datadir}/}" --out "${dumpdir}/raw" --nj "${nj}" \
-        --leakage "${leakage}" --train "${train_set}" "${instruction_train_set}" --test ${test_sets}
+        --leakage "${leakage}" --train ${train_set} ${instruction_train_set} --test ${test_sets}
     if "${cache_features}"; then encode "${all[@]}"; fi
 }
 
@@ -252,7 +252,8 @@ stage_decode() {
     local set open
     read -ra open <<<"${test_sets}"
     [ ${#open[@]} -gt 0 ] || die "no test set: --test_sets, or set.json with split test"
-    [ -f "${final}/slit.json" ] || die "no ${final}/slit.json: run stage ${generator} first"
+    [ -n "${download_model}" ] || [ -f "${final}/slit.json" ] ||
+        die "no ${final}/slit.json: run stage ${generator} first"
     for set in "${open[@]}"; do
         [ -f "${feats}/${set}/wav.scp" ] || die "no ${feats}/${set}: run stage data for ${set} first"
     done
@@ -260,7 +261,7 @@ stage_decode() {
     log "Decoding ${open[*]} (${decode_dir}/logdir)"
     # shellcheck disable=SC2086  # a list of options
     run_jobs "${decode_cmd}" "${inference_nj}" "${decode_dir}/logdir/decode" inference \
-        ${inference_config:+--config "${inference_config}"} --model "${final}" ${inference_args} \
+        ${inference_config:+--config "${inference_config}"} "${system[@]}" ${inference_args} \
         --data_dir "${open[@]/#/${feats}/}" --output_dir "${open[@]/#/${decode_dir}/}"
 }
 
@@ -292,7 +293,7 @@ stage_upload() {
 
 arguments=("$@")
 for ((number = stage; number <= stop_stage; number++)); do
-    log "Stage ${number}: ${stages[number]}"
+    begin_stage "${number}" "${stages[number]}" || continue
     [ "${number}" -eq 1 ] || find_test_sets # which stage data makes first
     "stage_${stages[number]}"
 done

@@ -39,6 +39,31 @@ runs_of() {
     echo "${found#,}"
 }
 
+# choose_system: what slit.sh decodes and scores, and where that goes: what it trains, or
+# ${download_model}, whose own encoder reads the clips unless --audio_encoder_path names it.
+# shellcheck disable=SC2034,SC2154  # variables of slit.sh
+choose_system() {
+    final=${expdir}/${tag}_${generator}
+    system=(--model "${final}")
+    if [ -z "${download_model}" ]; then return; fi
+    download_model=$(given "${download_model}")
+    final=${expdir}/$(plain "$(basename "${download_model%.zip}")")
+    train_set='' valid_set='' instruction_train_set='' instruction_valid_set='' leakage=ignore
+    if [ -z "${audio_encoder_path}" ]; then cache_features=false; fi
+    system=(--model "${download_model}" ${audio_encoder_path:+--audio_encoder "${audio_encoder_path}"}
+        ${language_model:+--language_model "${language_model}"}
+        ${qformer_tokenizer:+--qformer_tokenizer "${qformer_tokenizer}"})
+}
+
+# begin_stage NUMBER NAME: says so; status 1 if a downloaded system has no such stage.
+begin_stage() {
+    if [ -n "${download_model}" ] && [[ ! $2 =~ ^(data|decode|score)$ ]]; then
+        log "Skipped: stage $1 ($2), as --download_model is given"
+        return 1
+    fi
+    log "Stage $1: $2"
+}
+
 # state PATH ...: changes when one of them does; a folder stands for the files in it.
 state() {
     local path
