@@ -8,8 +8,7 @@
 #   6 score           RESULTS.md, scores.json and report/ beside them
 #   7 pack            for ESPnet's model zoo      8 upload  to Hugging Face
 #
-# --stage and --stop_stage take numbers or names. Every stage can be run again: it goes on
-# where it stopped and repeats nothing that is done with the same settings.
+# Stages are numbers or names. Each can be run again: it goes on, and repeats nothing that is done.
 
 set -euo pipefail
 
