@@ -12,6 +12,8 @@ Letters for shapes, used in docstrings and comments throughout the package:
     D_a, D_q, D_l  widths of the audio encoder, the Q-Former and the language model
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 
@@ -52,7 +54,7 @@ def register(lightning: bool = False) -> list[str]:
     return tables
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """`SLIT`, imported when asked for: the package itself imports nothing slow."""
     if name == "SLIT":
         from espnet2_slit.inference.slit import SLIT

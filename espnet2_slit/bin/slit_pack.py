@@ -4,6 +4,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet2.utils.types import str2bool
@@ -12,7 +13,7 @@ from espnet2_slit.inference.pack import pack, publish
 from espnet2_slit.inference.system import link
 
 
-def get_parser():
+def get_parser() -> argparse.ArgumentParser:
     """Command line of slit_pack."""
     parser = argparse.ArgumentParser(
         description="--link FOLDER: write slit.json, which names the trained parts of"
@@ -21,8 +22,10 @@ def get_parser():
         " existing empty folder.",
     )
     parser.add_argument("--link", metavar="FOLDER", help="where slit.json goes")
-    parser.add_argument("--representation", metavar="EXP", help="stage-1 experiment")
-    parser.add_argument("--generator", metavar="EXP", help="stage-2 or instruction one")
+    parser.add_argument("--representation", metavar="EXP", help="representation model")
+    parser.add_argument(
+        "--generator", metavar="EXP", help="generative or instruction model"
+    )
     parser.add_argument(
         "--model_file", default="", help="weights in both (default: the best there is)"
     )
@@ -57,13 +60,13 @@ def get_parser():
     return parser
 
 
-def results_of(folder):
+def results_of(folder: str) -> list[Path]:
     """RESULTS.md of an experiment: its own, or that of its newest decoding."""
     found = [*Path(folder).glob("RESULTS.md"), *Path(folder).glob("*/RESULTS.md")]
     return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
 
 
-def pack_as_asked(args, outpath):
+def pack_as_asked(args: argparse.Namespace, outpath: str) -> None:
     """Pack as the command line says."""
     pack(
         args.exp,
@@ -80,7 +83,7 @@ def pack_as_asked(args, outpath):
     logging.info("packed %s (%.1f MB)", outpath, size / 1e6)
 
 
-def main(cmd=None):
+def main(cmd: Sequence[str] | None = None) -> int:
     """Entry point: 0 done, 1 bad input, 2 wrong command line."""
     parser = get_parser()
     args = parser.parse_args(cmd)

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Train one stage: everything that ESPnet's own *_train commands do, and slit.json."""
 
+import argparse
+from collections.abc import Sequence
+
 from espnet2_slit.task import SLITTask
 
 
-def get_parser():
+def get_parser() -> argparse.ArgumentParser:
     """All options: ESPnet's and the task's."""
     return SLITTask.get_parser()
 
 
-def main(cmd=None):
+def main(cmd: Sequence[str] | None = None) -> None:
     r"""Train a representation, generative or instruction model.
 
     A generative or instruction model is a system when it is trained: slit.json names it

@@ -34,7 +34,16 @@ class _Attention(torch.autograd.Function):
     """Softmax attention that keeps only the probabilities and a byte per dropout."""
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, bias, scale, dropout_p) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        scale: float,
+        dropout_p: float,
+    ) -> Tensor:
         scores = torch.matmul(query * scale, key.transpose(-1, -2))
         if bias is not None:
             scores.add_(bias)
@@ -50,7 +59,7 @@ class _Attention(torch.autograd.Function):
         return torch.matmul(weights * kept, value).mul_(ctx.keep_scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, kept = ctx.saved_tensors
         dropped = weights
         if kept is not None:

@@ -7,9 +7,11 @@ Owns the holder (`Frozen`); what the held module computes is the business of
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
@@ -57,7 +59,7 @@ class Frozen(nn.Module):
                     return tensor.dtype
         return torch.float32
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Forwards to the held module."""
         return self.module(*args, **kwargs)
 
@@ -65,7 +67,7 @@ class Frozen(nn.Module):
         """Stays in eval mode whatever `mode` says."""
         return super().train(False)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
         # `.to()`, `.cuda()`, `.half()`, ... all arrive here as a function of tensors.
         # An empty probe tells which device it leads to; its dtype is not followed.
         super()._apply(fn, recurse)
@@ -81,14 +83,14 @@ class Frozen(nn.Module):
             self.module.to(device=device)
         return self
 
-    def __deepcopy__(self, memo) -> "Frozen":
+    def __deepcopy__(self, memo: dict) -> "Frozen":
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for key, value in self.__dict__.items():
             twin.__dict__[key] = copy.deepcopy(value, memo)
         return twin
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"Frozen holds a pretrained {type(self.module).__name__} that is left out "
             "of checkpoints on purpose, so it is not pickled. Save the state_dict() of "

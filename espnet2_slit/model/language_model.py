@@ -21,8 +21,10 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ class GenerationOptions:
     seed: int | None = None
     rerank: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         least = dict(num_beams=1, max_new_tokens=1, min_new_tokens=0, rerank=0, top_k=0)
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
@@ -164,7 +166,7 @@ class LanguageModel(nn.Module):
     # ------------------------------------------------------------------ text
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self.text.tokenizer
 
@@ -275,7 +277,7 @@ class LanguageModel(nn.Module):
         texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
-    def _write(self, embedded: Tensor, used: Tensor, options: GenerationOptions):
+    def _write(self, embedded: Tensor, used: Tensor, options: GenerationOptions) -> Any:
         """Ids of max(1, rerank) texts for each row of (B, N, D_l), in their order."""
         network, rules = self.frozen.module, self._logits_processors(options)
         stop_ids = network.generation_config.eos_token_id
@@ -319,7 +321,7 @@ class LanguageModel(nn.Module):
         embedded, used = self._inputs(prefix, prompt)
         return [row[kept] for row, kept in zip(embedded, used.bool(), strict=True)]
 
-    def _generation_config(self, options: GenerationOptions):
+    def _generation_config(self, options: GenerationOptions) -> Any:
         from transformers import GenerationConfig
 
         settings = dict(
@@ -337,7 +339,7 @@ class LanguageModel(nn.Module):
             settings["top_k"] = options.top_k
         return GenerationConfig(**settings)
 
-    def _logits_processors(self, options: GenerationOptions):
+    def _logits_processors(self, options: GenerationOptions) -> Any:
         """Repetition rules over the tokens generated so far.
 
         As `generate` makes them itself, but for its repetition penalty leaving out as
@@ -424,7 +426,15 @@ class LanguageModel(nn.Module):
             scores[clips, chosen] = total
         return scores
 
-    def _continue(self, tokens, mask, cache, clips, used, states) -> Tensor:
+    def _continue(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        cache: Any,
+        clips: Tensor,
+        used: Tensor,
+        states: Any,
+    ) -> Tensor:
         """(N,) log-likelihoods of tokens (N, L) after the first, from a cache."""
         rows, columns = mask[:, 1:].nonzero(as_tuple=True)
         if self.kind == "seq2seq":
@@ -474,14 +484,14 @@ class LanguageModel(nn.Module):
         real = torch.ones(rows, head.shape[1], dtype=torch.bool, device=device)
         return embedded, torch.cat([real, prefix.mask(), prompt.mask().to(device)], 1)
 
-    def _encode(self, embedded: Tensor, used: Tensor):
+    def _encode(self, embedded: Tensor, used: Tensor) -> tuple[Any, Tensor]:
         """Run the encoder of a seq2seq model: its output and the mask as integers."""
         embedded, used = _align(embedded, used, "left")
         encoder = self.frozen.module.get_encoder()
         return encoder(inputs_embeds=embedded, attention_mask=used.long()), used.long()
 
     @contextlib.contextmanager
-    def _project_only(self, rows: Tensor, columns: Tensor):
+    def _project_only(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
         """Within it the vocabulary projection runs on these positions only.
 
         The head sees one row of len(rows) positions; whatever a model does to logits
@@ -489,7 +499,7 @@ class LanguageModel(nn.Module):
         """
         head = self.frozen.module.get_output_embeddings()
 
-        def pick(module, inputs):
+        def pick(module: nn.Module, inputs: tuple) -> tuple:
             return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
 
         handle = head.register_forward_pre_hook(pick)
@@ -586,7 +596,7 @@ def _add_lora(model: nn.Module, lora: dict) -> dict[str, nn.Parameter]:
 # ------------------------------------------------- does the tokenizer fit the model
 
 
-def _check_ids(model: nn.Module, tokenizer, path: str) -> list[int]:
+def _check_ids(model: nn.Module, tokenizer: Any, path: str) -> list[int]:
     """Ids that end a text; raises if tokenizer and model disagree on any id."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -657,7 +667,7 @@ def _align(embedded: Tensor, used: Tensor, side: str) -> tuple[Tensor, Tensor]:
     return embedded.gather(1, index), used.gather(1, order)
 
 
-def _select(cache, rows: Tensor):
+def _select(cache: Any, rows: Tensor) -> Any:
     """A new cache with these rows of an old one, which stays as it is."""
     cache = copy.copy(cache)
     if hasattr(cache, "self_attention_cache"):

@@ -11,6 +11,7 @@ Q queries of a clip, E joint width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +56,13 @@ class Temperature(nn.Module):
 
 class _Bounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, lowest: float, highest: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, lowest: float, highest: float) -> Tensor:
         ctx.save_for_backward(value)
         ctx.bounds = lowest, highest
         return value.clamp(lowest, highest)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (value,) = ctx.saved_tensors
         lowest, highest = ctx.bounds
         # descent moves against the gradient: a positive one lowers the value

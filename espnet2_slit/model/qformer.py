@@ -410,7 +410,7 @@ class QFormer(nn.Module):
         past: list[tuple[Tensor, Tensor]] | None = None,
         blocks: list[PairBlock] | None = None,
         text_rows: str = "all",
-    ):
+    ) -> tuple[Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
         """All layers; `text_rows` says what is needed after the last one."""
         own = []
         cross_index = 0

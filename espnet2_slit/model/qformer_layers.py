@@ -221,7 +221,7 @@ class QFormerLayer(nn.Module):
         blocks: list[PairBlock] | None = None,
         cross_index: int = 0,
         text_rows: str = "all",
-    ):
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor]]:
         """One layer over any mixture of queries and packed text.
 
         Args:

@@ -12,7 +12,7 @@ one rank would compute on the whole batch, and so are the gradients after DDP's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -77,12 +77,12 @@ class _GatherFull(torch.autograd.Function):
     """Concatenate over ranks; backward sums each rank's gradient for our rows."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, world: World) -> Tensor:
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.world = world
         return _gather_values(x, world)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         world = ctx.world
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)

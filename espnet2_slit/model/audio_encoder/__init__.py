@@ -5,6 +5,8 @@ other files load one kind of pretrained encoder each. To add a kind: subclass
 `AudioEncoder` in a new file and name it in `build_audio_encoder`.
 """
 
+from typing import Any
+
 from espnet2_slit.model.audio_encoder.base import AudioEncoder
 
 AUDIO_ENCODERS = ("beats", "hugging_face", "espnet", "python")
@@ -12,7 +14,7 @@ AUDIO_ENCODERS = ("beats", "hugging_face", "espnet", "python")
 __all__ = ["AUDIO_ENCODERS", "AudioEncoder", "build_audio_encoder"]
 
 
-def build_audio_encoder(name: str, **conf) -> AudioEncoder:
+def build_audio_encoder(name: str, **conf: Any) -> AudioEncoder:
     """Load a pretrained audio encoder, frozen.
 
     Args:

@@ -159,7 +159,9 @@ def _build(settings: dict, task: str, path: Path) -> _Front:
     return front
 
 
-def _global_normalize(built_class, conf: dict, weights: dict, path: Path) -> nn.Module:
+def _global_normalize(
+    built_class: type, conf: dict, weights: dict, path: Path
+) -> nn.Module:
     """Global normalisation from the weights: its statistics file may be elsewhere."""
     if not {"normalize.mean", "normalize.std"} <= weights.keys():
         raise ValueError(f"{path}: expected normalize.mean and normalize.std in it")

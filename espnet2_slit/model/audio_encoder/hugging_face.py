@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,16 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         **common: see `AudioEncoder`.
     """
 
-    def __init__(self, module, extractor, grid, width, layers, revision, **common):
+    def __init__(
+        self,
+        module: nn.Module,
+        extractor: Any,
+        grid: Grid,
+        width: int,
+        layers: Any,
+        revision: str | None,
+        **common: Any,
+    ):
         super().__init__(
             module,
             kind="hugging_face",
@@ -45,7 +55,7 @@ class HuggingFaceAudioEncoder(AudioEncoder):
         )
         self.extractor, self.revision = extractor, revision
 
-    def _extract(self, audio: Tensor, name: str, **options) -> Tensor:
+    def _extract(self, audio: Tensor, name: str, **options: Any) -> Tensor:
         """The extractor's array of that name for windows (N, s), on their device."""
         arrays = list(audio.cpu().numpy())
         features = self.extractor(
@@ -68,7 +78,7 @@ class AstEncoder(HuggingFaceAudioEncoder):
     """
 
     @staticmethod
-    def load(path, hub):
+    def load(path: str | Path, hub: dict) -> tuple[nn.Module, Any]:
         """Model, audio module, its layers."""
         from transformers import ASTModel
 
@@ -77,7 +87,9 @@ class AstEncoder(HuggingFaceAudioEncoder):
         return model, layers
 
     @staticmethod
-    def geometry(module, extractor, window_s) -> tuple[Grid, int]:
+    def geometry(
+        module: nn.Module, extractor: Any, window_s: float | None
+    ) -> tuple[Grid, int]:
         """How frames lie on samples, and their width."""
         _fixed_window(window_s, "AST")
         config = module.config
@@ -117,7 +129,7 @@ class ClapEncoder(HuggingFaceAudioEncoder):
     """
 
     @staticmethod
-    def load(path, hub):
+    def load(path: str | Path, hub: dict) -> tuple[nn.Module, Any]:
         """Audio module and no layers: HTS-AT's differ in width and rate."""
         from transformers import AutoConfig, ClapAudioModel, ClapModel
 
@@ -126,7 +138,9 @@ class ClapEncoder(HuggingFaceAudioEncoder):
         return _load(ClapModel, path, hub).audio_model, None
 
     @staticmethod
-    def geometry(module, extractor, window_s) -> tuple[Grid, int]:
+    def geometry(
+        module: nn.Module, extractor: Any, window_s: float | None
+    ) -> tuple[Grid, int]:
         """How frames lie on samples, and their width."""
         _fixed_window(window_s, "CLAP")
         config = module.config
@@ -163,7 +177,7 @@ class WhisperEncoder(HuggingFaceAudioEncoder):
     """
 
     @staticmethod
-    def load(path, hub):
+    def load(path: str | Path, hub: dict) -> tuple[nn.Module, Any]:
         """Audio module and its layers."""
         from transformers import WhisperModel
 
@@ -171,7 +185,9 @@ class WhisperEncoder(HuggingFaceAudioEncoder):
         return encoder, encoder.layers
 
     @staticmethod
-    def geometry(module, extractor, window_s) -> tuple[Grid, int]:
+    def geometry(
+        module: nn.Module, extractor: Any, window_s: float | None
+    ) -> tuple[Grid, int]:
         """How frames lie on samples, and their width."""
         steps = module.config.max_source_positions
         step = extractor.n_samples // steps
@@ -193,7 +209,7 @@ class WhisperEncoder(HuggingFaceAudioEncoder):
         )
         return grid, module.config.d_model
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.pads = self.max_duration_s * self.sample_rate == self.extractor.n_samples
 
@@ -225,7 +241,7 @@ class WaveEncoder(HuggingFaceAudioEncoder):
     """
 
     @staticmethod
-    def load(path, hub):
+    def load(path: str | Path, hub: dict) -> tuple[nn.Module, Any]:
         """Audio module and its layers."""
         from transformers import AutoModel
 
@@ -233,7 +249,9 @@ class WaveEncoder(HuggingFaceAudioEncoder):
         return model, model.encoder.layers
 
     @staticmethod
-    def geometry(module, extractor, window_s) -> tuple[Grid, int]:
+    def geometry(
+        module: nn.Module, extractor: Any, window_s: float | None
+    ) -> tuple[Grid, int]:
         """How frames lie on samples, and their width."""
         config = module.config
         step = math.prod(config.conv_stride)
@@ -337,7 +355,7 @@ def load_hugging_face(
     )
 
 
-def _load(model_class, path: str | Path, hub: dict) -> nn.Module:
+def _load(model_class: Any, path: str | Path, hub: dict) -> nn.Module:
     model, report = model_class.from_pretrained(
         path, dtype=torch.float32, output_loading_info=True, **hub
     )
