@@ -230,6 +230,29 @@ def test_resume_from_another_checkpoint_is_refused(
     assert not (exp / "3epoch.pth").exists()
 
 
+def test_resume_on_other_texts_is_refused(tmp_path, tiny_features, train_command):
+    """slit.sh names its training set alike, whatever --local_data_opts made."""
+    from espnet2_slit.task import IdentityError
+
+    exp, texts = tmp_path / "exp", tmp_path / "text"
+
+    def words(epochs):
+        more = ["--resume", "true"]
+        given = train_command("representation", exp, *more, epochs=epochs)
+        path = next(word for word in given if word.endswith("train/text,text,text"))
+        if not texts.exists():
+            shutil.copy(path.partition(",")[0], texts)
+        given[given.index(path)] = f"{texts},text,text"
+        return given
+
+    main(words(1))
+    main(words(2))
+    texts.write_text(texts.read_text().replace("\n", " again\n"))
+    with pytest.raises(IdentityError, match="texts of now, found one on others"):
+        main(words(3))
+    assert not (exp / "3epoch.pth").exists()
+
+
 def test_resume_after_a_kill_between_two_files(stages, tmp_path, train_command):
     folder = tmp_path / "killed"
     shutil.copytree(stages["representation"], folder, symlinks=True)

@@ -77,7 +77,7 @@ def configured(args: argparse.Namespace, name: str) -> str:
 
 
 def check_run_so_far(args: argparse.Namespace, previous: dict[str, Any]) -> None:
-    """A run goes on with the frozen parts and from the checkpoint it began with."""
+    """A run goes on with the parts, the texts and from the checkpoint it began with."""
     before = argparse.Namespace(**previous)
     for name in IDENTITIES:
         if getattr(args, name) is None:
@@ -93,9 +93,16 @@ def check_run_so_far(args: argparse.Namespace, previous: dict[str, Any]) -> None
             f"from {start}, as it was then. Remove the folder, or train in another "
             "one (--output_dir; slit.sh --tag)."
         )
+    learned = previous.get("text_fingerprints", args.text_fingerprints)
+    if learned != args.text_fingerprints:
+        raise IdentityError(
+            f"{args.output_dir}: expected to go on with a training on the texts of "
+            "now, found one on others: they have changed since. Remove the folder, or "
+            "train in another one (--output_dir; slit.sh --tag)."
+        )
 
 
-def fingerprints(init_param: list[str]) -> list[str]:
-    """What the weights of --init_param are; missing ones are an error elsewhere."""
-    paths = [spec.partition(":")[0] for spec in init_param]
+def fingerprints(files: list[str]) -> list[str]:
+    """What files are, as those of --init_param; missing ones are an error elsewhere."""
+    paths = [spec.partition(":")[0] for spec in files]
     return [fingerprint(path) for path in paths if Path(path).exists()]

@@ -50,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", action=NestedDictAction, default=None)
     group.add_argument("--initialized_from", type=str, nargs="*", default=[])
     group.add_argument("--init_fingerprints", type=str, nargs="*", default=[])
+    group.add_argument("--text_fingerprints", type=str, nargs="*", default=[])
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:

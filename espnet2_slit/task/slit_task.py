@@ -159,6 +159,9 @@ class SLITTask(AbsTask):
         if args.collect_stats:
             args.model_conf.setdefault("extract_feats_in_collect_stats", False)
         args.init_fingerprints = fingerprints(args.init_param)
+        data = args.train_data_path_and_name_and_type
+        texts = [path for path, name, _ in data if name in ("text", "instruction")]
+        args.text_fingerprints = fingerprints(texts)
         previous = read_training_config(Path(args.output_dir)) if args.resume else None
         if previous is not None:
             check_run_so_far(args, previous)

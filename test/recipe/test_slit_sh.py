@@ -200,7 +200,9 @@ def test_a_later_stage_notices_that_the_earlier_one_was_trained_anew(recipe):
         cwd=folder, env=tiny_recipe.environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "anew_generative was begun from another checkpoint" in done.stderr
+    assert (
+        "anew_generative: expected to go on with a training that began" in done.stderr
+    )
 
 
 # One training set and one test set; encoded once for the tests below.
