@@ -115,7 +115,8 @@ def attend(
         query: (N, H, L_q, d).
         key: (N, H, L_k, d).
         value: (N, H, L_k, d).
-        mask: broadcastable to (N, H, L_q, L_k), True = may look; None: all.
+        mask: broadcastable to (N, H, L_q, L_k), True = may look, or numbers to add to
+            the scores (see `as_bias`); None: all.
         dropout_p: of the attention weights.
 
     Returns:
@@ -127,14 +128,32 @@ def attend(
     # its time, without 0.6; nothing is gained in float32.
     if query.device.type == "cpu" and torch.is_grad_enabled() and query.dtype in HALF:
         scale = query.size(-1) ** -0.5
+        bias = None
+        if mask is not None and mask.dtype != torch.bool:
+            mask, bias = None, mask
         context = memory_efficient_attention(
-            query, key, value, mask, None, scale, dropout_p
+            query, key, value, mask, bias, scale, dropout_p
         )
     else:
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p
         )
     return context.transpose(1, 2).flatten(2)
+
+
+def as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask, True = may look, as numbers to add to scores.
+
+    PyTorch makes them for each call of its attention, with three operators; all layers
+    of a pass may share them.
+
+    Args:
+        mask: None: all.
+        dtype: of the queries.
+    """
+    if mask is None:
+        return None
+    return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 def use_fast_attention(model: PreTrainedModel) -> bool:

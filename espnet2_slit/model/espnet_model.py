@@ -28,7 +28,7 @@ from espnet2_slit.model.objectives import (
     matching,
     sample_negative_pairs,
 )
-from espnet2_slit.model.qformer import QFormer, QueryOutput
+from espnet2_slit.model.qformer import QFormer
 from espnet2_slit.model.qformer_layers import FrameKV
 from espnet2_slit.model.ranks import fetch, gather_memory, gather_rows, global_mean
 
@@ -310,10 +310,17 @@ class RepresentationModel(SLITModel):
             drawn by it) and statistics, scalars by name.
         """
         memory = self.qformer.encode_frames(frames)
-        queries = self.qformer.forward_queries(memory)  # (B, Q, D_q)
+        predicted: Optional[Tuple[Tensor, Tensor]] = None  # logits and targets
+        if self.weights["generation"] and memory.counts is None:
+            output = self.qformer.forward_captions(memory, text)
+            hidden, cls = output.hidden, output.cls
+            predicted = output.logits, output.targets
+        else:
+            queries = self.qformer.forward_queries(memory)
+            hidden, cls = queries.hidden, self.qformer.forward_text(text)
         contrast = contrastive(
-            self.heads.embed_audio(queries.hidden),
-            self.heads.embed_text(self.qformer.forward_text(text)),
+            self.heads.embed_audio(hidden),  # (B, Q, D_q)
+            self.heads.embed_text(cls),
             self.heads.temperature(),
             clip_id,
             text_id,
@@ -326,11 +333,14 @@ class RepresentationModel(SLITModel):
                 memory, frames, text, contrast, clip_id ^ text_id
             )
         if self.weights["generation"]:
+            if predicted is None:
+                predicted = self.qformer.forward_generation(queries, text)
+            logits, targets = predicted
             losses["generation"], stats["accuracy_token"] = self._generation(
-                queries, text
+                logits, targets, len(text.values)
             )
         stats["temperature"] = self.heads.temperature()
-        stats["query_diversity"] = query_diversity(queries.hidden)
+        stats["query_diversity"] = query_diversity(hidden)
         return losses, stats
 
     def _matching(
@@ -361,10 +371,10 @@ class RepresentationModel(SLITModel):
         correct = (logits.argmax(1) == negatives.labels) & negatives.valid
         return loss, global_mean(correct.sum().float(), negatives.valid.sum(), batch)
 
-    def _generation(self, queries: QueryOutput, text: Padded) -> Tuple[Tensor, Tensor]:
+    def _generation(
+        self, logits: Tensor, targets: Tensor, batch: int
+    ) -> Tuple[Tensor, Tensor]:
         """Loss and accuracy over the tokens of each text, written from the queries."""
-        batch = len(text.values)
-        logits, targets = self.qformer.forward_generation(queries, text)  # (N_pred, V)
         loss = generation(logits, targets, batch, self.label_smoothing)
         correct = (logits.argmax(1) == targets).sum().float()
         return loss, global_mean(correct, (targets != IGNORED).sum(), batch)

@@ -36,13 +36,20 @@ class PackedText:
         lengths: (S,) tokens of each text.
         width: L of the padded ids.
         pack: pack the rows; None: where the lengths are on the CPU.
+        together: K successive texts stand behind each other in one sequence.
 
     Raises:
         ValueError: a length is beyond the padded ids.
     """
 
-    def __init__(self, lengths: Tensor, width: int, pack: bool | None = None):
-        self.sequences = lengths.size(0)
+    def __init__(
+        self,
+        lengths: Tensor,
+        width: int,
+        pack: bool | None = None,
+        together: int = 1,
+    ):
+        self.sequences, self.together = lengths.size(0), together
         self.device = lengths.device
         self.index: Tensor | None = None  # (n,) rows of the padded block that we keep
         self.tokens: int | None = None  # how many of them are real; None: all
@@ -80,16 +87,50 @@ class PackedText:
         return ids[self.index], positions[self.index]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """(n, C) -> (S, L, C), zeros where there is no token."""
+        """(n, C) -> (S / K, K L, C), zeros where there is no token."""
         if self.index is not None:
             padded = rows.new_zeros(self.sequences * self.longest, rows.size(1))
             rows = padded.index_copy_(0, self.index, rows)
-        return rows.reshape(self.sequences, self.longest, rows.size(-1))
+        return rows.reshape(-1, self.together * self.longest, rows.size(-1))
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(S, L, C) -> (n, C)."""
+        """(S / K, K L, C) -> (n, C)."""
         rows = padded.flatten(0, 1)
         return rows if self.index is None else rows.index_select(0, self.index)
+
+    # Queries and text together: one behind the other where text is packed, else as the
+    # sequences that attention sees, which saves an accelerator what is copied below.
+
+    def join(self, queries: Tensor, text: Tensor) -> Tensor:
+        """(N, Q, C) and (n, C), N = S / K -> (N Q + n, C), or (N, Q + K L, C)."""
+        if self.index is None:
+            return torch.cat((queries, self.pad(text)), dim=1)
+        return torch.cat((queries.flatten(0, 1), text))
+
+    def part(self, rows: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+        """The inverse of `join`."""
+        if self.index is None:
+            sizes = num_queries, rows.size(1) - num_queries
+            queries, text = rows.split(sizes, dim=1)
+            return queries.contiguous(), text.flatten(0, 1)
+        count = self.sequences // self.together * num_queries
+        queries, text = rows.split((count, len(rows) - count))
+        return queries.unflatten(0, (-1, num_queries)), text
+
+    def spread(self, rows: Tensor, num_queries: int) -> Tensor:
+        """Joined rows -> (N, Q + K L, C)."""
+        if self.index is None:
+            return rows
+        queries, text = self.part(rows, num_queries)
+        return torch.cat((queries, self.pad(text)), dim=1)
+
+    def collect(self, padded: Tensor, num_queries: int) -> Tensor:
+        """(N, Q + K L, C) -> joined rows."""
+        if self.index is None:
+            return padded
+        sizes = num_queries, padded.size(1) - num_queries
+        queries, text = padded.split(sizes, dim=1)
+        return torch.cat((queries.flatten(0, 1), self.unpad(text)))
 
     def cls_rows(self, rows: Tensor) -> Tensor:
         """(n, C) -> (S, C), the first token of each text."""

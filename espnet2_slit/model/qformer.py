@@ -15,6 +15,7 @@ query windows of the longest clip, which then has W Q queries instead of Q.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from espnet2_slit.common.padded import IGNORED, Padded, is_on_host, lengthen
+from espnet2_slit.model.cpu_attention import as_bias
 from espnet2_slit.model.packed_text import PackedText
 from espnet2_slit.model.qformer_layers import (
     NORM_EPS,
@@ -51,6 +53,22 @@ class QueryOutput:
 
     hidden: Padded
     past_key_values: list[tuple[Tensor, Tensor]] | None
+
+
+class CaptionOutput(NamedTuple):
+    """Result of `QFormer.forward_captions`.
+
+    Attributes:
+        hidden: (B, Q, D_q) outputs of the queries.
+        cls: (B, D_q) as of `forward_text`.
+        logits: (N_pred, V) as of `forward_generation`.
+        targets: (N_pred,) likewise.
+    """
+
+    hidden: Padded
+    cls: Tensor
+    logits: Tensor
+    targets: Tensor
 
 
 class QFormer(nn.Module):
@@ -221,19 +239,17 @@ class QFormer(nn.Module):
             mask = frames.mask()[:, None, None]
         normalised = self._normalised(frames.values)
         window = self._encoder_windows(longest)
-
-        def project(linear: nn.Linear) -> Tensor:
-            weight, shift = self._on_normalised(linear)
-            if window is None:
-                projected = F.linear(normalised, weight, shift[0])
-            else:
-                projected = F.linear(normalised, weight) + shift[window]
-            # Head by head in memory: no pass has to rearrange them again.
-            return split_heads(projected, self.heads).contiguous()
-
         readers = [x.cross_attention for x in self.layers if x.cross_attention]
-        keys = [project(reader.key) for reader in readers]
-        values = [project(reader.value) for reader in readers]
+        linears = [x.key for x in readers] + [x.value for x in readers]
+        projected = []
+        for weight, shift in self._on_normalised(linears):
+            if window is None:
+                rows = F.linear(normalised, weight, shift[0])
+            else:
+                rows = F.linear(normalised, weight) + shift[window]
+            # Head by head in memory: no pass has to rearrange them again.
+            projected.append(split_heads(rows, self.heads).contiguous())
+        keys, values = projected[: len(readers)], projected[len(readers) :]
         return FrameKV(keys, values, mask, windows, counts)
 
     def forward_queries(
@@ -375,6 +391,51 @@ class QFormer(nn.Module):
         logits = self.language_head(rows, self.embedding.word.weight)
         return logits[: layout.tokens], targets[: layout.tokens]
 
+    def forward_captions(self, memory: FrameKV, text: Padded) -> CaptionOutput:
+        """`forward_queries`, `forward_text` and `forward_generation` in one pass.
+
+        One sequence a clip holds its queries, the text that is written from them and
+        the text that is read alone; the mask says who sees whom, as in UniLM. Each
+        weight is used once, where three passes use it up to three times.
+
+        Args:
+            memory: B clips, without query windows.
+            text: (B, L) ids, [CLS] ... [SEP], at least 2 of each text.
+
+        Returns:
+            What the three give.
+        """
+        ids, lengths = text.values, text.lengths
+        if lengths is None:
+            lengths = torch.full((len(ids),), ids.size(1), device=ids.device)
+        written = ids.clone()
+        written[:, 0] = self.bos_id
+        # the last token predicts nothing
+        both = (torch.stack((written, ids), 1), torch.stack((lengths - 1, lengths), 1))
+        texts = Padded(*(x.flatten(0, 1) for x in both))
+        layout, rows = self._embed_text(texts, together=2)
+        hidden, rows, _ = self._run(
+            self._embed_queries(len(ids)),
+            rows,
+            layout,
+            self._caption_mask(layout),
+            blocks=[PairBlock(memory)],
+        )
+        cls = layout.cls_rows(rows)[1::2]
+        targets = ids[:, 1 : layout.longest]
+        predicts = torch.arange(targets.size(1), device=ids.device)
+        predicts = predicts < (lengths - 1)[:, None]
+        if layout.index is None:
+            rows = rows.view(len(ids), 2, layout.longest, -1)[:, 0, :-1].flatten(0, 1)
+            targets = targets.masked_fill(~predicts, IGNORED).flatten()
+        else:
+            places = layout.index[: layout.tokens]
+            is_written = places // layout.longest % 2 == 0
+            rows = rows.index_select(0, is_written.nonzero().squeeze(1))
+            targets = targets[predicts]
+        logits = self.language_head(rows, self.embedding.word.weight)
+        return CaptionOutput(Padded(hidden), cls, logits, targets)
+
     # -- parts ------------------------------------------------------------------
 
     def _read_pairs(self, blocks: list[PairBlock], texts: list[Padded]) -> list[Padded]:
@@ -414,6 +475,10 @@ class QFormer(nn.Module):
         """All layers; `text_rows` says what is needed after the last one."""
         own = []
         cross_index = 0
+        if not is_on_host(self.query_tokens):
+            dtype = self._product_dtype()
+            mask = as_bias(mask, dtype)
+            blocks = blocks and [x.with_bias(dtype) for x in blocks]
         for i, layer in enumerate(self.layers):
             is_last = i == len(self.layers) - 1
             arguments = (
@@ -440,8 +505,8 @@ class QFormer(nn.Module):
         tokens = self.embedding_norm(self.query_tokens)
         return self.embedding_dropout(tokens.expand(count, -1, -1))
 
-    def _embed_text(self, text: Padded) -> tuple[PackedText, Tensor]:
-        """(S, L) ids -> layout and (n, D_q) rows."""
+    def _embed_text(self, text: Padded, together: int = 1) -> tuple[PackedText, Tensor]:
+        """(S, L) ids -> layout and (n, D_q) rows; see `PackedText`."""
         ids = text.values
         if self.embedding is None:
             raise ValueError(
@@ -457,7 +522,7 @@ class QFormer(nn.Module):
         lengths = text.lengths
         if lengths is None:
             lengths = torch.full((len(ids),), ids.size(1), device=ids.device)
-        layout = PackedText(lengths, ids.size(1))
+        layout = PackedText(lengths, ids.size(1), together=together)
         rows = self.embedding_norm(self.embedding(*layout.ids_and_positions(ids)))
         return layout, self.embedding_dropout(rows)
 
@@ -466,6 +531,21 @@ class QFormer(nn.Module):
         if layout.key_mask is None:
             return None
         return F.pad(layout.key_mask, (self.num_queries, 0), value=True)[:, None, None]
+
+    def _caption_mask(self, layout: PackedText) -> Tensor:
+        """(B, 1, Q + 2 L, Q + 2 L) of `forward_captions`."""
+        queries, longest = self.num_queries, layout.longest
+        places = torch.arange(queries + 2 * longest, device=layout.device)
+        # 0: a query, 1: in the text that is written, 2: in the text that is read
+        kind = (places >= queries).long() + (places >= queries + longest)
+        looks, seen = kind[:, None], kind
+        mask = (looks == seen) | ((looks == 1) & (seen == 0))
+        mask &= (looks != 1) | (places <= places[:, None])
+        real = layout.key_mask
+        if real is None:
+            return mask[None, None]
+        real = real[1::2]  # padding is hidden from the written one already
+        return mask & F.pad(real, (queries + longest, 0), value=True)[:, None, None]
 
     def _query_windows(self, frames: Padded) -> tuple[Padded, int, Tensor | None]:
         """Cut clips into query windows: (B, T, D_a) -> (B W, T_w, D_a), W, counts (B,).
@@ -504,27 +584,34 @@ class QFormer(nn.Module):
         if self.frame_position is not None:
             places = sinusoids(frames.size(1), self.encoder_width, frames.device)
             normalised = normalised + (self.frame_position * places).to(exact)
-        kind = frames.device.type
-        if torch.is_autocast_enabled(kind):  # cast once instead of once per layer
-            dtype = torch.get_autocast_dtype(kind)
-        return normalised.to(dtype)
+        return normalised.to(self._product_dtype())  # once instead of once per layer
 
-    def _on_normalised(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        """A projection of frames, as one of frames normalised without gain and shift.
+    def _product_dtype(self) -> torch.dtype:
+        """What autocast makes of the operands of a product, here and now."""
+        weight = self.frame_norm.weight
+        kind = weight.device.type
+        is_cast = torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if is_cast else weight.dtype
+
+    def _on_normalised(self, linears: list[nn.Linear]) -> list[tuple[Tensor, Tensor]]:
+        """Projections of frames, as those of frames normalised without gain and shift.
 
         W (g x + b + p) + c = (W g) x + (W (b + p) + c), p the window's position.
 
         Args:
-            linear: of a cross-attention, with bias.
+            linears: of cross-attentions, with bias; folded all at once.
 
         Returns:
-            (D_q, D_a) weight and (1 or max_windows, D_q) shift of each window.
+            For each (D_q, D_a) weight and (1 or max_windows, D_q) shift of a window.
         """
         shift = self.frame_norm.bias[None]
         if self.window_position is not None:
             shift = shift + self.window_position
-        weight = linear.weight * self.frame_norm.weight
-        return weight, F.linear(shift, linear.weight, linear.bias)
+        weights = torch.cat([linear.weight for linear in linears])
+        shift = F.linear(shift, weights, torch.cat([linear.bias for linear in linears]))
+        weights = (weights * self.frame_norm.weight).to(self._product_dtype())
+        parts = weights.chunk(len(linears)), shift.chunk(len(linears), dim=1)
+        return list(zip(*parts, strict=True))
 
     def _encoder_windows(self, longest: int) -> Tensor | None:
         """(T,) number of each frame's encoder window; None with a single one."""

@@ -9,13 +9,13 @@ is the whole clip, and wherever W stands below it is 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espnet2_slit.model.cpu_attention import attend
+from espnet2_slit.model.cpu_attention import as_bias, attend
 from espnet2_slit.model.packed_text import PackedText
 
 NORM_EPS = 1e-12  # of BERT's LayerNorms
@@ -77,6 +77,11 @@ class PairBlock:
     def rows(self) -> int:
         """Rows of queries: the pairs' windows."""
         return self.repeats * len(self.memory) * self.memory.windows
+
+    def with_bias(self, dtype: torch.dtype) -> PairBlock:
+        """The same with numbers to add to scores for a mask; see `as_bias`."""
+        mask = as_bias(self.memory.mask, dtype)
+        return replace(self, memory=replace(self.memory, mask=mask))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -232,7 +237,8 @@ class QFormerLayer(nn.Module):
             prefix: keys and values before our own, (N, H, Q, D_q / H) each.
             blocks: audio of the pairs; needed if queries are given.
             cross_index: number of this layer among those with cross-attention.
-            text_rows: "all"; "first": go on with the first token of each text;
+            text_rows: "all"; "first": go on with the first token of each text, where
+                there are no queries;
                 "none": text only serves as keys and values. The last two save the
                 work of rows that nobody reads after the last layer.
 
@@ -241,43 +247,43 @@ class QFormerLayer(nn.Module):
         """
         attention = self.self_attention
         dropout_p = self.dropout.p if self.training else 0.0
-        parts = []
-        if queries is not None:
-            parts.append(attention.query_key_value(queries))
-        if text is not None:
-            parts.append(layout.pad(attention.query_key_value(text)))
-        joint = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        num_queries = 0 if queries is None else queries.size(1)
+        goes_on = num_queries if text_rows == "none" else num_queries + 1
+        if queries is None:
+            joint = layout.pad(attention.query_key_value(text))
+        elif text is None:
+            joint = attention.query_key_value(queries)
+        else:  # one product for both, here and after attention
+            rows = layout.join(queries, text)
+            joint = layout.spread(attention.query_key_value(rows), num_queries)
         query, key, value = attention.split(joint)
         own = key, value
         if prefix is not None:
             key = torch.cat((prefix[0], key), dim=2)
             value = torch.cat((prefix[1], value), dim=2)
-
-        num_queries = 0 if queries is None else queries.size(1)
         if text is not None and text_rows != "all":
-            query = query[:, :, : num_queries + (text_rows == "first")]
+            query = query[:, :, :goes_on]
         context = attend(query, key, value, mask, dropout_p)  # (N, Q + L, D_q)
-        query_context, text_context = context.split(
-            (num_queries, context.size(1) - num_queries), dim=1
-        )
 
         def residual(x: Tensor, context: Tensor) -> Tensor:
             return attention.norm(x + self.dropout(attention.output(context)))
 
+        if queries is None and text_rows == "first":
+            text = residual(layout.cls_rows(text), context[:, 0])
+        elif queries is None:
+            text = residual(text, layout.unpad(context))
+        elif text is None or text_rows == "none":
+            queries, text = residual(queries, context), None
+        else:
+            rows = residual(rows, layout.collect(context, num_queries))
+            queries, text = layout.part(rows, num_queries)
         if queries is not None:
-            queries = residual(queries, query_context)
             if self.cross_attention is not None:
                 cross = self.cross_attention
                 seen = cross.context(queries, blocks, cross_index, dropout_p)
                 queries = cross.norm(queries + self.dropout(cross.output(seen)))
             queries = self.query_feed_forward(queries)
-        if text is None or text_rows == "none":
-            return queries, None, own
-        if text_rows == "first":
-            text = residual(layout.cls_rows(text), text_context[:, 0])
-        else:
-            text = residual(text, layout.unpad(text_context))
-        return queries, self.text_feed_forward(text), own
+        return queries, None if text is None else self.text_feed_forward(text), own
 
 
 class TextEmbedding(nn.Module):

@@ -113,8 +113,8 @@ def test_packed_text_equals_padded_text(monkeypatch):
     monkeypatch.setattr(
         PackedText,
         "__init__",
-        lambda self, lengths, width, pack=None: original(
-            self, lengths, width, bool(pack)
+        lambda self, lengths, width, together: original(
+            self, lengths, width, pack=False, together=together
         ),
     )
     assert_close_to(packed, gradients, qformer, batch)
@@ -208,6 +208,37 @@ def test_cached_generation_equals_joint_causal_pass():
     keep = torch.arange(length - 1) < batch["text_lengths"][:, None] - 1
     torch.testing.assert_close(logits, joint[keep], rtol=0, atol=1e-5)
     assert torch.equal(targets, batch["text"][:, 1:][keep])
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_one_pass_over_captions_equals_the_three_that_it_stands_for(
+    on_host, monkeypatch
+):
+    """Losses of all outputs have the same gradients, too, packed and padded."""
+    if not on_host:
+        for room in ("packed_text", "qformer"):
+            name = f"espnet2_slit.model.{room}.is_on_host"
+            monkeypatch.setattr(name, lambda lengths: False)
+    qformer, batch = tiny_qformer(), tiny_batch()
+    text, results = tiny_text(batch), []
+    for one_pass in (True, False):
+        qformer.zero_grad()
+        memory = qformer.encode_frames(tiny_audio(batch))
+        if one_pass:
+            queries, cls, logits, targets = qformer.forward_captions(memory, text)
+        else:
+            output = qformer.forward_queries(memory)
+            queries, cls = output.hidden, qformer.forward_text(text)
+            logits, targets = qformer.forward_generation(output, text)
+        real = targets != IGNORED
+        found = [queries.values, cls, logits[real]]
+        torch.stack([x.square().mean() for x in found]).sum().backward()
+        gradients = [p.grad for p in qformer.parameters() if p.grad is not None]
+        results.append((found, targets[real], gradients))
+    (found, targets, gradients), (expected, others, slopes) = results
+    assert torch.equal(targets, others)
+    for mine, other in zip(found + gradients, expected + slopes, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_generation_predicts_every_token_but_the_first_and_no_padding():
