@@ -516,6 +516,14 @@ def test_a_cache_decides_what_auto_is(
     assert config(tmp_path)["audio_encoder_conf"]["precision"] == "float32"
 
 
+def test_a_training_on_a_cache_alone_can_build_its_encoder(
+    tmp_path, tiny_features, train_command
+):
+    """The encoder of a cache in bfloat16 is opened in bfloat16."""
+    main(train_command("generative", tmp_path))
+    assert config(tmp_path)["audio_encoder_conf"]["precision"] == "float32"
+
+
 def test_a_cache_of_another_precision_than_asked_for_is_refused(
     tmp_path, tiny_features, train_command
 ):

@@ -430,10 +430,9 @@ class SLITTask(AbsTask):
         if not args.audio_encoder:
             args.audio_encoder = content["identity"]["kind"]
         if not path:
-            args.audio_encoder_conf = {
-                **args.audio_encoder_conf,
-                "path": content["identity"]["path"],
-            }
+            made_by = content["identity"]
+            made = {n: made_by[n] for n in ("path", "precision") if n in made_by}
+            args.audio_encoder_conf = {**made, **args.audio_encoder_conf}
         return None, content
 
     @classmethod
