@@ -145,6 +145,7 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
 
     # The packed system, elsewhere: decoded and scored, nothing is trained.
     shutil.copy(exp / "slit_tiny.zip", folder / "downloaded.zip")
+    before = marks(folder)
     out = run(recipe, "--download_model", "downloaded.zip")
     assert "Skipped: stage 2 (representation), as --download_model is given" in out
     assert marks(folder).items() >= before.items() and "Training" not in out
