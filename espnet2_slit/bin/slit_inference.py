@@ -130,10 +130,16 @@ def load(args):
 
 
 def run_sets(slit, args, options):
-    """Decode evaluation sets one after the other."""
+    """Decode evaluation sets one after the other.
+
+    Raises:
+        InferenceError: the system can do none of the tasks of all of them.
+    """
     from espnet2_slit.inference.decoding import decode_set
+    from espnet2_slit.inference.requests import InferenceError
     from espnet2_slit.scoring.controls import control_folder
 
+    why: dict[str, str] | None = {}  # None: something was decoded
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
         own = Path(output_dir)
         folders = {"": own}
@@ -151,8 +157,16 @@ def run_sets(slit, args, options):
                 args.merge,
                 heard,
             )
+            if done is None or done["tasks"]:
+                why = None
+            elif why is not None:
+                why |= done["not_decoded"]
             if done is not None:
-                logging.info("%s: complete (%s)", folder, ", ".join(done["tasks"]))
+                tasks = ", ".join(done["tasks"]) or "none of its tasks"
+                logging.info("%s: complete (%s)", folder, tasks)
+    if why is not None:
+        names = ", ".join(map(str, args.data_dir))
+        raise InferenceError(f"{names}: the system can do none of their tasks: {why}")
 
 
 def main(cmd=None):

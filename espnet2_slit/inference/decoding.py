@@ -23,7 +23,6 @@ from espnet2_slit.inference.decode_parts import Parts
 from espnet2_slit.inference.decode_tasks import DECODERS, Job, write_attention
 from espnet2_slit.inference.engine import Engine
 from espnet2_slit.inference.evaluation_set import EvaluationSet
-from espnet2_slit.inference.requests import InferenceError
 
 SCHEMA = 1
 
@@ -53,10 +52,11 @@ def decode_set(
         control: other audio in place of each clip's own, as for `EvaluationSet`.
 
     Returns:
-        The content of decode.json; None for a job whose set is not yet complete.
+        The content of decode.json, whose `tasks` are none where the system can do none
+        of the set's; None for a job whose set is not yet complete.
 
     Raises:
-        InferenceError: the system can do none of the set's tasks; parts are missing.
+        InferenceError: parts are missing.
         DataDirError: the set cannot be used.
     """
     options = (options or DecodeOptions()).of_system(slit)
@@ -82,7 +82,7 @@ def decode_set(
     if not merge:
         return None
     has_queries = slit.first.model.qformer is not None
-    if options.attention_clips and has_queries and tasks != ["moments"]:
+    if options.attention_clips and has_queries and {*tasks} - {"moments"}:
         files.append(write_attention(share))
     content = {
         **_facts(slit, data, options, tasks),
@@ -130,11 +130,6 @@ def _tasks(slit: Engine, data: EvaluationSet) -> tuple[list[str], dict[str, str]
             logging.warning("%s: %s is not decoded: %s", data.dir, task, left_out[task])
         else:
             tasks.append(task)
-    if not tasks:
-        raise InferenceError(
-            f"{data.dir}: the system can do none of its tasks {data.tasks()}:"
-            f" {left_out}."
-        )
     return tasks, left_out
 
 

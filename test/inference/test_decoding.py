@@ -242,8 +242,10 @@ def test_what_the_system_cannot_do_is_said(folder, sets, tmp_path, caplog):
     assert content["tasks"] == ["retrieval"]
     assert content["not_decoded"] == {"caption": "the system has no generator part"}
     assert "caption is not decoded" in caplog.text
-    with pytest.raises(InferenceError, match="can do none of its tasks"):
-        decode_set(lone, sets / "dump" / "test_qa", tmp_path / "b", OPTIONS)
+    nothing = decode_set(lone, sets / "dump" / "test_qa", tmp_path / "b", OPTIONS)
+    assert nothing["tasks"] == [] and set(nothing["not_decoded"]) == {
+        "question_answering"
+    }
     decode_set(lone, sets / "dump" / "test_class", tmp_path / "c", OPTIONS)
     scores = read_npz(tmp_path / "c" / "classification" / "scores.npz")
     assert set(scores) == {"ids", "labels", "similarity", "matching"}
@@ -320,6 +322,23 @@ def test_wrong_command_lines(folder, sets, capsys, tmp_path):
     config.write_text("captions: {}\n")
     status, _, err = run(capsys, "--model", folder, "--config", config, *common)
     assert status == 1 and "unknown captions" in err
+
+
+def test_a_set_that_a_system_cannot_do_takes_no_other_down(
+    folder, sets, tmp_path, capsys, caplog
+):
+    lone = folder.parent / "tiny_representation"
+    dumps, out = sets / "dump", tmp_path / "out"
+    both = ["test_qa", "test_class"]
+    words = ["--data_dir", *(dumps / name for name in both)]
+    words += ["--output_dir", *(out / name for name in both)]
+    assert run(capsys, "--model", lone, *words)[0] == 0
+    assert "question_answering is not decoded" in caplog.text
+    assert json.loads((out / "test_qa/decode.json").read_text())["tasks"] == []
+    assert (out / "test_class/classification/scores.npz").is_file()
+    alone = ["--data_dir", dumps / "test_qa", "--output_dir", tmp_path / "alone"]
+    status, _, err = run(capsys, "--model", lone, *alone)
+    assert status == 1 and "can do none of their tasks" in err
 
 
 def test_set_on_the_command_line(folder, sets, decoded, tmp_path, capsys):
