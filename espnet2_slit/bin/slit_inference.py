@@ -139,7 +139,7 @@ def run_sets(slit, args, options):
     from espnet2_slit.inference.requests import InferenceError
     from espnet2_slit.scoring.controls import control_folder
 
-    why: dict[str, str] | None = {}  # None: something was decoded
+    decoded = []
     for data_dir, output_dir in zip(args.data_dir, args.output_dir, strict=True):
         own = Path(output_dir)
         folders = {"": own}
@@ -157,15 +157,15 @@ def run_sets(slit, args, options):
                 args.merge,
                 heard,
             )
-            if done is None or done["tasks"]:
-                why = None
-            elif why is not None:
-                why |= done["not_decoded"]
+            decoded.append(done)
             if done is not None:
                 tasks = ", ".join(done["tasks"]) or "none of its tasks"
                 logging.info("%s: complete (%s)", folder, tasks)
-    if why is not None:
+    if not any(done is None or done["tasks"] for done in decoded):
         names = ", ".join(map(str, args.data_dir))
+        why = {
+            task: why for done in decoded for task, why in done["not_decoded"].items()
+        }
         raise InferenceError(f"{names}: the system can do none of their tasks: {why}")
 
 

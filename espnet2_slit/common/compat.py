@@ -187,6 +187,14 @@ def prepare_espnet_import(*modules: str) -> None:
             importlib.import_module(module)
 
 
+def no_espnet3(error: ImportError) -> ImportError:
+    """What to raise where ESPnet3 cannot be imported; `error` is why."""
+    return ImportError(
+        f"espnet {espnet_version()} has no ESPnet3 that can be used here"
+        f" ({error}). On Python 3.12 or 3.13: pip install 'espnet[train]>=202611'"
+    )
+
+
 @lru_cache(maxsize=None)
 def _prepare() -> None:
     """What all of ESPnet needs, once."""

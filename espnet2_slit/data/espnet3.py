@@ -25,10 +25,7 @@ try:
     from espnet3.components.data.base_dataset import BaseDataset  # noqa: E402
     from espnet3.contract import Field  # noqa: E402
 except ImportError as error:
-    raise ImportError(
-        f"espnet {compat.espnet_version()} has no ESPnet3 that can be used here"
-        f" ({error}). On Python 3.12 or 3.13: pip install 'espnet[train]>=202611'"
-    ) from error
+    raise compat.no_espnet3(error) from error
 
 # file -> (name, type), as --train_data_path_and_name_and_type has them
 AUDIO = {"feats.scp": ("feats", "kaldi_ark"), "wav.scp": ("speech", "sound")}

@@ -49,10 +49,7 @@ try:
     from lightning.pytorch import Callback
     from omegaconf import DictConfig, OmegaConf, open_dict
 except ImportError as error:
-    raise ImportError(
-        f"espnet {compat.espnet_version()} has no ESPnet3 that can be used here"
-        f" ({error}). On Python 3.12 or 3.13: pip install 'espnet[train]>=202611'"
-    ) from error
+    raise compat.no_espnet3(error) from error
 
 APP = """from pathlib import Path
 

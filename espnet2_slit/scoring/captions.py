@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,18 @@ def named_labels(text: str, labels: Sequence[str]) -> set[str]:
     >>> named_labels("A crying baby.", ["baby", "crying baby", "rain"])
     {'crying baby'}
     """
-    rest, found = f" {bare(text)} ", set()
+    rest, found = _words(text), set()
     for label in sorted(labels, key=len, reverse=True):
-        words = f" {bare(label)} "
+        words = _words(label)
         if words in rest and words.strip():
             found.add(label)
             rest = rest.replace(words, "  ")
     return found
+
+
+@lru_cache(maxsize=10_000)  # each label is looked for in each caption
+def _words(text: str) -> str:
+    return f" {bare(text)} "
 
 
 def caption_chance(
