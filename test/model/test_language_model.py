@@ -521,6 +521,47 @@ def test_a_stated_layout_stands_in_place_of_the_tokenizers(name, load):
     assert lm.identity()["layout"] == LAYOUT and load(name).identity()["layout"] is None
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_head_read_once_for_all_rows_changes_nothing(name, lora, load, monkeypatch):
+    """Loss and every gradient, in training and after the weights have changed."""
+    lm = load(name, layout={"head": list(range(3, 15))}, lora=lora)
+    for adapter in lm.adapters.values():
+        torch.nn.init.normal_(adapter, std=0.1)
+    prompt, target = inputs(lm)
+
+    def step():
+        prefix = prefix_of(lm)
+        prefix.values.requires_grad_()
+        total, count, correct = lm.loss(prefix, prompt, target)
+        leaves = [prefix.values, *lm.adapters.values()]
+        grads = torch.autograd.grad(total, leaves)
+        with torch.no_grad():
+            for adapter in lm.adapters.values():
+                adapter.add_(0.01)
+        return [total.detach(), count, correct, *grads]
+
+    lengths = []
+    forward = lm.frozen.module.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[:2])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lm.frozen.module, "forward", counted)
+    once = [step(), step()]
+    # a sliding window's memory is not shared, and asked for once only
+    assert lengths.count((1, 12)) == (2 if lora and lm._shares_head else 1)
+    assert lm._shares_head == (name != "mistral")
+    with torch.no_grad():
+        for adapter in lm.adapters.values():
+            adapter.sub_(0.02)
+    lm._shares_head = False
+    for mine, each in zip(once, [step(), step()], strict=True):
+        for a, b in zip(mine, each, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_a_layout_that_does_not_fit_is_an_error(folders):
     with pytest.raises(ValueError, match=r"layout: expected ids below .* \[99999\]"):
         load_prompt_encoder(folders("llama"), layout={"head": [99999]})
