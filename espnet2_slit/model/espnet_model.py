@@ -180,7 +180,7 @@ class SLITModel(AbsESPnetModel):
 
 
 class RepresentationModel(SLITModel):
-    """Stage 1: the Q-Former learns to represent audio with the help of text.
+    """Representation learning: the Q-Former learns from audio and its text.
 
     Contrastive (which text belongs to which clip), matching (does this text belong to
     this clip) and generation (write the text from the queries) share one pass over
@@ -426,7 +426,7 @@ class RepresentationModel(SLITModel):
 
 
 class PromptedModel(SLITModel):
-    """Stage 2 and instruction tuning: queries prompt the frozen language model.
+    """Generative learning and instruction tuning: queries prompt the language model.
 
     In generative learning the queries read the audio alone; in instruction tuning the
     instruction goes to the language model and, if they have a text branch, to the
