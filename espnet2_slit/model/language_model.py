@@ -500,7 +500,8 @@ class LanguageModel(nn.Module):
             trains = bool(self.adapters) and torch.is_grad_enabled()
             with torch.set_grad_enabled(trains):
                 head = self._embed(self._head)[None]
-                output = self.frozen(inputs_embeds=head, use_cache=True)
+                reader = self.frozen.module.base_model  # without the vocabulary
+                output = reader(inputs_embeds=head, use_cache=True)
             cache = getattr(output, "past_key_values", None)
             # the state of a recurrence, or a window that slides, is not shared so
             layers = getattr(cache, "layers", None) or [None]

@@ -542,13 +542,14 @@ def test_a_head_read_once_for_all_rows_changes_nothing(name, lora, load, monkeyp
         return [total.detach(), count, correct, *grads]
 
     lengths = []
-    forward = lm.frozen.module.forward
+    reader = lm.frozen.module.base_model
+    forward = reader.forward
 
     def counted(*args, **kwargs):
         lengths.append(kwargs["inputs_embeds"].shape[:2])
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(lm.frozen.module, "forward", counted)
+    monkeypatch.setattr(reader, "forward", counted)
     once = [step(), step()]
     # a sliding window's memory is not shared, and asked for once only
     assert lengths.count((1, 12)) == (2 if lora and lm._shares_head else 1)
