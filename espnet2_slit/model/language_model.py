@@ -36,7 +36,6 @@ from espnet2_slit.model.cpu_attention import use_fast_attention
 from espnet2_slit.model.frozen import Frozen
 from espnet2_slit.model.t5_decoding import Search, decodes_quickly
 
-
 # Tokens before the audio from which on they are read once for all rows of a batch.
 SHARED_HEAD = 8
 
