@@ -28,6 +28,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--revision", help="branch, tag or commit (default: the newest, or the table's)"
     )
     parser.add_argument("--list", action="store_true", help="show the short names")
+    parser.add_argument(
+        "--about",
+        action="store_true",
+        help="show size, licence and checksums of NAME or of a folder, fetch nothing",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     return parser
 
@@ -44,6 +49,24 @@ def show_table(as_json: bool) -> None:
             print(f"{name:{width}}  {part.repository}  ({part.use.split('{')[0]}...)")
 
 
+def show_about(name: str, as_json: bool) -> int:
+    """Print what a part is; the exit status."""
+    try:
+        facts = hub.about(name)
+    except (hub.HubError, OSError) as error:
+        print(f"slit fetch: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps({"name": name, **facts}, ensure_ascii=False))
+        return 0
+    sums = ", ".join(digest or "not stated" for digest in facts["sha256"])
+    print(
+        f"{name}, {facts['bytes'] / 1e6:,.0f} MB, licence {facts['licence']},"
+        f" {facts['where']}, sha256 {sums}"
+    )
+    return 0
+
+
 def main(cmd: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = get_parser()
@@ -57,6 +80,9 @@ def main(cmd: Sequence[str] | None = None) -> int:
         parser.error("--out takes one NAME")
     status = 0
     for name in args.names:
+        if args.about:
+            status |= show_about(name, args.json)
+            continue
         out = args.out or Path("downloads") / name.rpartition("/")[2]
         try:
             facts = hub.fetch(

@@ -1,6 +1,6 @@
 """Frozen parts by a short name: where they can be had, fetched whole and checked.
 
-Owns the table of well-known parts and what a fetched folder says of itself. It leaves
+Owns the table of well-known parts and what a folder says of itself. It leaves
 what a part is used for to the recipe, and other models' names to whoever gives them.
 """
 
@@ -13,13 +13,16 @@ import fnmatch
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from espnet2_slit.common.files import sha256, write_json
 
+NOT_STATED = "not stated: read its page before use"
 SOURCE = "source.json"  # beside the files: what they are and where from
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICEN[CS]E*", "NOTICE*")
 # The first of these that a repository has is fetched, and nothing that is a program.
@@ -153,7 +156,7 @@ def fetch(
     info = _ask(name, part, wanted)
     files = _choose(name, part, [file.rfilename for file in info.siblings])
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    licence = _licence(info)
+    licence = _licence(info.card_data, info.tags)
     total = sum(sizes[file] for file in files)
     say(
         f"{part.repository} at {info.sha}: {len(files)} files, {total / 1e6:,.1f} MB,"
@@ -191,6 +194,66 @@ def fetch(
     }
     write_json(out / SOURCE, facts)
     return facts
+
+
+def about(name: str) -> dict[str, Any]:
+    """Weights of a part, before it is fetched or read; downloads nothing.
+
+    Args:
+        name: a folder, or see `find_part`.
+
+    Returns:
+        files of weights, their bytes, licence, sha256 of each (None: not stated), and
+        where they are: the folder, the Hub's cache, or to be downloaded.
+
+    Raises:
+        HubError: a folder without weights, no such part, or no network.
+    """
+    if Path(name).is_dir():
+        return _about_folder(Path(name), name)
+    from huggingface_hub import try_to_load_from_cache
+
+    part = find_part(name)
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        cached = try_to_load_from_cache(part.repository, file, repo_type=part.kind)
+        if isinstance(cached, str):
+            return _about_folder(Path(cached).parent, "downloaded before")
+    info = _ask(name, part, part.revision)
+    known = {file.rfilename: file for file in info.siblings}
+    files = _weights(name, part, list(known))
+    return {
+        "files": files,
+        "bytes": sum(known[file].size or 0 for file in files),
+        "licence": _licence(info.card_data, info.tags),
+        "sha256": [getattr(known[file].lfs, "sha256", None) for file in files],
+        "where": "will be downloaded",
+    }
+
+
+def _about_folder(folder: Path, where: str) -> dict[str, Any]:
+    from huggingface_hub import metadata_load
+
+    found = [sorted(folder.glob(pattern)) for pattern in (*WEIGHTS, "*.pt")]
+    files = next(filter(None, found), None)
+    if files is None:
+        raise HubError(
+            f"{folder}: expected weights ({', '.join(WEIGHTS)} or *.pt), found none."
+            " Give the folder of a whole part."
+        )
+    try:
+        licence = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["licence"]
+    except (OSError, ValueError, KeyError, TypeError):  # not of `fetch`
+        card = None
+        with contextlib.suppress(OSError, ValueError, YAMLError):
+            card = metadata_load(folder / "README.md")
+        licence = _licence(card)
+    return {
+        "files": [file.name for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        "licence": licence,
+        "sha256": [sha256(file) for file in files],
+        "where": where,
+    }
 
 
 def _known(out: Path, part: Published, revision: str | None) -> dict[str, Any] | None:
@@ -280,17 +343,7 @@ def _fault(error: Exception, part: Published, revision: str | None) -> str:
 
 def _choose(name: str, part: Published, files: list[str]) -> list[str]:
     """Files of a repository that are wanted: weights of one form, and texts."""
-    for pattern in part.weights:
-        weights = [f for f in files if fnmatch.fnmatch(f, pattern) and _plain(f, part)]
-        if weights:
-            break
-    else:
-        raise HubError(
-            f"{name} ({part.repository}): expected weights ({', '.join(part.weights)}),"
-            f" found {', '.join(files[:10]) or 'no file'}. Name another revision."
-        )
-    if part.weights is not WEIGHTS:
-        weights = weights[:1]  # one checkpoint is what an encoder takes
+    weights = _weights(name, part, files)
     texts = [
         file
         for file in files
@@ -301,18 +354,33 @@ def _choose(name: str, part: Published, files: list[str]) -> list[str]:
     return sorted({*weights, *texts})
 
 
+def _weights(name: str, part: Published, files: list[str]) -> list[str]:
+    """Files of a repository that are weights, of its first form."""
+    for pattern in part.weights:
+        weights = [f for f in files if fnmatch.fnmatch(f, pattern) and _plain(f, part)]
+        if weights:
+            break
+    else:
+        raise HubError(
+            f"{name} ({part.repository}): expected weights ({', '.join(part.weights)}),"
+            f" found {', '.join(files[:10]) or 'no file'}. Name another revision."
+        )
+    # one checkpoint is what an encoder takes
+    return weights if part.weights is WEIGHTS else weights[:1]
+
+
 def _plain(file: str, part: Published) -> bool:
     """Not in a folder (other formats lie there), but for checkpoints of trainings."""
     return "/" not in file or part.weights is not WEIGHTS
 
 
-def _licence(info: Any) -> str:
-    card = info.card_data
+def _licence(card: Any, tags: Iterable[str] | None = ()) -> str:
+    """What a model card says, else the repository's tags."""
     stated = (card.get("license") if card else None) or next(
-        (tag[8:] for tag in info.tags or () if tag.startswith("license:")), None
+        (tag[8:] for tag in tags or () if tag.startswith("license:")), None
     )
     stated = ", ".join(stated) if isinstance(stated, list) else stated
-    return stated or "not stated: read its page before use"
+    return stated or NOT_STATED
 
 
 def _use(part: Published, out: Path, files: list[str]) -> str:

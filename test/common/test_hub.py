@@ -241,3 +241,33 @@ def test_the_table_names_each_kind_of_part(capsys):
     with pytest.raises(SystemExit) as end:
         slit_fetch.main([])
     assert end.value.code == 2
+
+
+def test_a_part_is_known_before_it_is_fetched(mirror, tmp_path, capsys):
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    said = f"0 MB, licence apache-2.0, will be downloaded, sha256 {digest}\n"
+    assert command.main(["fetch", "--about", "whisper-tiny.en"]) == 0
+    assert capsys.readouterr().out == f"whisper-tiny.en, {said}"
+    assert not any("/resolve/" in path for _, path in mirror.asked)
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert command.main(["fetch", "--about", "copied"]) == 1
+    assert "copied: expected weights" in capsys.readouterr().err
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    found = hub.about(str(folder))
+    assert found["files"] == ["model.safetensors"] and found["sha256"] == [digest]
+    assert (found["licence"], found["bytes"]) == ("mit", len(WEIGHTS))
+
+
+def test_what_a_fetched_folder_is_comes_from_its_own_note(mirror, tmp_path):
+    hub.fetch("whisper-tiny.en", tmp_path / "x")
+    (tmp_path / "x" / "README.md").unlink()
+    asked = len(mirror.asked)
+    assert hub.about(str(tmp_path / "x"))["licence"] == "apache-2.0"
+    assert len(mirror.asked) == asked
+
+
+def test_a_part_that_cannot_be_had_is_an_error_before_it_is_fetched(mirror, capsys):
+    assert command.main(["fetch", "--about", "some/thing"]) == 1
+    assert "some/thing at http" in capsys.readouterr().err

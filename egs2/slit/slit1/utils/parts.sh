@@ -18,7 +18,7 @@ part() {
 # ${audio_encoder_path}, ${language_model} and ${qformer_tokenizer} come first; says what
 # will be read, and stops where it cannot be had.
 pretrained_parts() {
-    local chosen=() encoder writer reader
+    local chosen=() one encoder writer reader
     if [ "${parts}" != hub ] && [ ! -d "$(given "${parts}")" ]; then
         die "--parts is hub, mini or a folder with $(printf '%s ' "${hub_names[@]##*/}"); no" \
             "folder ${parts} is there"
@@ -40,7 +40,22 @@ pretrained_parts() {
     fi
     if [ -z "${language_model}" ]; then chosen+=("language_model=${writer}"); fi
     if [ -z "${qformer_tokenizer}" ]; then chosen+=("qformer=${reader}"); fi
-    [ ${#chosen[@]} -eq 0 ] || python3 local/show_parts.py "${chosen[@]}" || exit 1
+    for one in "${chosen[@]}"; do about_part "${one%%=*}" "${one#*=}"; done
+}
+
+# about_part PART NAME: its size, licence and checksum, before anything is downloaded or
+# trained; stops with the ways out where it is neither a folder, nor in Hugging Face's
+# cache, nor to be had from the hub.
+about_part() {
+    local facts
+    facts=$(python3 -m espnet2_slit.bin.slit_fetch --about "$2") || die "$1 $2 cannot be had." \
+        "Ways out:
+  * on a machine with a network: the same command (what is downloaded stays in HF_HOME)
+  * \`hf download NAME --local-dir DIR/NAME\` there, copy DIR, then --parts DIR
+  * a mirror: HF_ENDPOINT=https://...
+  * --parts mini: parts made here in minutes, without a network. They know the sounds
+    and sentences of the mini corpus and no others: to try the recipe, not to caption"
+    echo "${1//_/ }: ${facts}"
 }
 
 # make_mini_parts: from the mini corpus, which is made where it is missing.
