@@ -21,6 +21,7 @@ SIZES = {
     "test_class_unseen": 1,
     "test_moments": 2,
 }
+SMALL = {"pairs": 640, "learning_rate": 3e-3}  # of a language model
 mini_corpus = local("mini_corpus")
 scenes = local("mini.scenes")
 sets = local("mini.sets")
@@ -459,7 +460,7 @@ def language_model(tmp_path_factory):
     module = local("mini_language_model")
     folder = tmp_path_factory.mktemp("language_model")
     torch.set_num_threads(1)
-    about = module.make(folder, 1, 640, 32, 3e-3, 400)
+    about = module.make(folder, **SMALL)
     return module, folder, about
 
 
@@ -517,9 +518,9 @@ def test_language_model_is_the_same_again_and_is_kept(language_model, tmp_path):
     module, folder, about = language_model
     path = folder / "language_model" / "model.safetensors"
     before = path.stat().st_mtime_ns
-    assert module.make(folder, 1, 640, 32, 3e-3, 400) == about
+    assert module.make(folder, **SMALL) == about
     assert path.stat().st_mtime_ns == before
-    module.make(tmp_path, 1, 640, 32, 3e-3, 400)
+    module.make(tmp_path, **SMALL)
     for name in (
         "language_model/model.safetensors",
         "qformer_tokenizer/tokenizer.json",
@@ -570,7 +571,7 @@ def test_language_model_of_labels_knows_their_words(tmp_path):
             assert target == ("yes" if asked in told else "no")
         elif task == "classification":
             assert target in labels and target in told
-    module.make(tmp_path, 1, 320, 32, 1e-3, 400, labels)
+    module.make(tmp_path, labels, pairs=320)
     words = AutoTokenizer.from_pretrained(tmp_path / "qformer_tokenizer")
     assert words.tokenize("crackling fire") == ["crackling", "fire"]
     pieces = AutoTokenizer.from_pretrained(tmp_path / "language_model")

@@ -14,7 +14,8 @@ from espnet2_slit.data.kaldi_dir import read_map
 
 scenes = local("mini.scenes")
 sentences = local("mini.sentences")
-english, german = local("mini.english"), local("mini.german")
+languages = local("mini.languages")
+english, german = languages.ENGLISH, languages.GERMAN
 SIZES = {
     "train": 16,
     "valid": 4,
@@ -34,7 +35,7 @@ def some_scenes():
 
 # -------------------------------------------------------------------------- sentences
 
-GENDER = {word: noun[0] for noun in german.NOUNS.values() for word in noun[1:]}
+GENDER = {word: noun[2] for noun in german.nouns.values() for word in noun[:2]}
 ENDING = {  # of adjectives after the article, by the noun's gender
     ("ein", "m"): "er",
     ("ein", "n"): "es",
@@ -45,18 +46,18 @@ ENDING = {  # of adjectives after the article, by the noun's gender
     ("einer", "f"): "en",
 }
 STEMS = {
-    **{w: ("manner", m) for m, words in german.MANNER_WORDS.items() for w in words},
-    **{w: ("level", v) for v, words in german.LEVEL_WORDS.items() for w in words},
-    **{w: ("pitch", v) for v, words in german.PITCH_WORDS.items() for w in words},
+    **{w: ("manner", m) for m, words in german.manner_words.items() for w in words},
+    **{w: ("level", v) for v, words in german.level_words.items() for w in words},
+    **{w: ("pitch", v) for v, words in german.pitch_words.items() for w in words},
 }
-ADVERBS = {w: ("speed", v) for v, words in german.SPEED_WORDS.items() for w in words}
+ADVERBS = {w: ("speed", v) for v, words in german.speed_words.items() for w in words}
 VERBS = {
     verb: ("manner", name)
-    for name, (present, perfect) in german.MANNER_VERBS.items()
+    for name, (present, perfect) in german.manner_verbs.items()
     for verb in (present, perfect.split()[0])
 }
 NUMBERS = {"zwei": 2, "drei": 3, "vier": 4}
-TIMES = {word: number for number, word in german.TIMES_WORDS.items()}
+TIMES = {word: number for number, word in german.times_words.items()}
 DATIVE = r"\b(von|vor|mit|nach) $"
 
 
@@ -70,7 +71,7 @@ def _phrases(text):
         if first in NUMBERS:
             is_dative = re.search(DATIVE, before)
             ending = "en" if is_dative else "e"
-            nouns = {plural: s for s, (_, _, plural) in german.NOUNS.items()}
+            nouns = {plural: s for s, (_, plural, _) in german.nouns.items()}
             if is_dative and noun not in nouns:
                 assert noun.endswith("n") and noun[:-1] in nouns, match[0]
                 noun = noun[:-1]
@@ -88,7 +89,7 @@ def _phrases(text):
             key, value = ADVERBS.get(word) or STEMS[word.removesuffix(ending)]
             assert key not in told and (word in ADVERBS or word.endswith(ending))
             told[key] = value
-        yield match.start(), german.SOURCE_OF[noun.lower()], told
+        yield match.start(), german.source_of[noun.lower()], told
 
 
 def test_every_german_caption_is_true_and_its_endings_agree(some_scenes):
@@ -141,8 +142,8 @@ def test_subordinate_clauses_end_with_their_verb():
 
 
 def test_german_questions_have_the_answers_of_the_english_ones(some_scenes):
-    same = {english.ANSWERS[key]: german.ANSWERS[key] for key in english.ANSWERS}
-    assert list(english.ANSWERS) == list(german.ANSWERS)
+    same = {english.answers[key]: german.answers[key] for key in english.answers}
+    assert list(english.answers) == list(german.answers)
     for scene in some_scenes:
         asked = [
             sentences.questions(random.Random(0), scene, True, language=language)
@@ -162,7 +163,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("german")
     make = local("mini_corpus").make_corpus
     make(folder / "data", folder / "audio", 1, SIZES, 1, german)
-    local("mini_language_model").make(folder, 1, 640, 32, 3e-3, 400, language=german)
+    make = local("mini_language_model").make
+    make(folder, language=german, pairs=640, learning_rate=3e-3)
     return folder
 
 
@@ -248,6 +250,6 @@ def test_no_german_word_is_spelled_by_letters(made):
     whole = {
         piece.strip("\u2581") for piece in pieces.get_vocab() if piece[0] == "\u2581"
     }
-    nouns = itertools.chain(*(noun[1:] for noun in german.NOUNS.values()))
+    nouns = itertools.chain(*(noun[:2] for noun in german.nouns.values()))
     missing = [noun for noun in nouns if noun.lower() not in whole]
     assert not missing

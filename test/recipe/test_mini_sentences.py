@@ -8,7 +8,7 @@ import re
 import pytest
 from recipe_local import local
 
-english = local("mini.english")
+english = local("mini.languages").ENGLISH
 scenes = local("mini.scenes")
 sentences = local("mini.sentences")
 SIZES = local("mini_corpus").SIZES
@@ -22,7 +22,7 @@ def splits():
 WORD_VALUES = {
     **{
         word: ("manner", m)
-        for m, words in english.MANNER_WORDS.items()
+        for m, words in english.manner_words.items()
         for word in words
     },
     "rises": ("manner", "rising"),
@@ -90,7 +90,7 @@ def _parse(text):
             parts = parts[::-1] if swap else parts
             break
     events = []
-    singular = {plural: source for source, plural in english.PLURAL.items()}
+    singular = {plural: source for source, (_, plural) in english.nouns.items()}
     for part in parts:
         event = {}
         for times, number in TIMES.items():
@@ -167,7 +167,7 @@ def _answer(question, scene):
     """Answer from the times and attributes of a scene."""
     events = {event.source: event for event in scene.events}
     named = [word for word in re.findall(r"[a-z]+", question.lower())]
-    plural = {value: key for key, value in english.PLURAL.items()}
+    plural = {many: source for source, (_, many) in english.nouns.items()}
     sources = [plural.get(w, w) for w in named if w in scenes.SOURCES or w in plural]
     if question.startswith(("Is there", "Can", "Do you hear")):
         manner = next((m for m in scenes.MANNERS if m in named), None)
@@ -202,10 +202,10 @@ def test_every_answer_is_true_and_listed(splits):
     for scene in splits["train"]:
         for _, question, answer in sentences.questions(rng, scene):
             assert _answer(question, scene) == answer, (question, scene)
-            assert answer in english.ANSWERS.values()
+            assert answer in english.answers.values()
             asked += 1
     assert asked > 10_000
-    assert len(set(english.ANSWERS.values())) == len(english.ANSWERS)
+    assert len(set(english.answers.values())) == len(english.answers)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -229,7 +229,7 @@ def test_no_clip_is_asked_the_same_twice(splits):
 def test_of_four_options_the_answer_alone_is_true(splits):
     chosen = sentences.choice_questions(splits["test"], 1, 50)
     kinds = collections.Counter(kind for _, kind, *_ in chosen)
-    assert kinds == dict.fromkeys(english.CHOICES, 50)
+    assert kinds == dict.fromkeys(english.choices, 50)
     for scene, kind, question, answer, options in chosen:
         assert len(set(options)) == 4 and answer in options
         events = {event.source: event for event in scene.events}
@@ -239,7 +239,7 @@ def test_of_four_options_the_answer_alone_is_true(splits):
         elif kind == "order":
             right = {", then ".join(events)}
         elif kind == "how_many":
-            right = {english.NUMBER_WORDS[asked[0].count]}
+            right = {english.number_words[asked[0].count]}
         else:
             right = {asked[0].manner}
         assert right & set(options) == {answer}, (scene, question, options)

@@ -122,7 +122,8 @@ def test_training_repeats_and_measuring_changes_nothing(trainer, data):
         precision="auto",
     )
     frames, targets, labels = trainer.load_clips([data])
-    one, two = (trainer.build_encoder(trainer.CONFIG, 1) for _ in range(2))
+    build_encoder = importlib.import_module("mini_encoder").build_encoder
+    one, two = (build_encoder(trainer.CONFIG, 1) for _ in range(2))
     tagger = trainer.train(one, frames, targets, len(labels), options)
     weights = {name: value.clone() for name, value in one.state_dict().items()}
     trainer.accuracy(one, tagger, frames, targets)

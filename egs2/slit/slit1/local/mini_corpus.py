@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import soundfile
+from mini.languages import ENGLISH, LANGUAGES
 from mini.scenes import VERSION, Scene, plan_corpus, plan_recordings, scene_to_json
-from mini.sentences import LANGUAGES, english
 from mini.sets import write_data_dirs
 from mini.sounds import SAMPLE_RATE, render, render_recording
 
@@ -47,9 +47,7 @@ def _render_to_file(task):
     waveform = make(scene, seed)
     if not path.exists():
         with atomic(path) as stream:
-            soundfile.write(
-                stream, waveform, SAMPLE_RATE, subtype="PCM_16", format="FLAC"
-            )
+            soundfile.write(stream, waveform, SAMPLE_RATE, "PCM_16", format="FLAC")
     return scene.clip, hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()
 
 
@@ -66,27 +64,23 @@ def _render_all(tasks, jobs):
         for clip, digest in results:
             digests[clip] = digest
             if len(digests) % 500 == 0 or len(digests) == len(tasks):
-                LOGGER.info(
-                    "Mini corpus: %d of %d clips, %.0f s",
-                    len(digests),
-                    len(tasks),
-                    time.monotonic() - started,
-                )
+                done, seconds = f"{len(digests)} of {len(tasks)}", time.monotonic()
+                LOGGER.info(f"Mini corpus: {done} clips, {seconds - started:.0f} s")
     clips = sorted(scene.clip for scene, _, _ in tasks if isinstance(scene, Scene))
     text = "".join(f"{clip} {digests[clip]}\n" for clip in clips)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2, language=english):
+def make_corpus(data_dir, audio_dir, seed, sizes, jobs=2, language=ENGLISH):
     """Make the whole corpus, or nothing if it is there already.
 
     Args:
         data_dir: Path for the data directories.
         audio_dir: Path for the audio files and scenes.jsonl.
-        seed: int.
+        seed: of scenes, sounds and words.
         sizes: as `SIZES`.
         jobs: processes that render audio; the result does not depend on it.
-        language: module, of the texts; the audio is the same for all.
+        language: Language, of the texts; the audio is the same for all.
 
     Returns:
         dict: what was made, also in audio_dir/corpus.json, which is written last.
@@ -147,10 +141,8 @@ def main():
     logging.basicConfig(format="%(asctime)s %(message)s", force=True)
     LOGGER.setLevel(logging.INFO)
     sizes = {name: getattr(args, name) for name in SIZES}
-    language = LANGUAGES[args.lang]
-    made = make_corpus(
-        args.data_dir, args.audio_dir, args.seed, sizes, args.jobs, language
-    )
+    how = args.seed, sizes, args.jobs, LANGUAGES[args.lang]
+    made = make_corpus(args.data_dir, args.audio_dir, *how)
     LOGGER.info("Mini corpus: %s", made)
 
 

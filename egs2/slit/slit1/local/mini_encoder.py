@@ -11,6 +11,7 @@ long on targets that are ten times as many.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.metrics import average_precision_score
 
 from espnet2_slit.common.compat import BeatsEncoder
 from espnet2_slit.common.files import atomic
-from espnet2_slit.common.precision import autocast, choose_precision
+from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.data.audio import read_audio
 
@@ -33,6 +34,7 @@ FBANK_MEAN = 15.41663  # as the public BEATs checkpoints
 FBANK_STD = 6.55582
 FRAMES_PER_PATCH = 16  # 10 ms each: one time step of the encoder is 160 ms
 BANDS = 8  # patches along frequency: 128 mel bins / 16
+SETTINGS = {"epochs": 6, "batch_size": 24, "learning_rate": 3e-3, "seed": 1}
 CONFIG = {
     "input_patch_size": 16,
     "embed_dim": 128,
@@ -59,23 +61,11 @@ CONFIG = {
 }
 
 
-def build_encoder(config, seed):
-    """ESPnet's BEATs with BEATs' own initialisation.
-
-    Args:
-        config: BEATs configuration, the "cfg" of a checkpoint.
-        seed: int.
-
-    Returns:
-        BeatsEncoder.
-    """
+def build_encoder(config: dict, seed: int) -> BeatsEncoder:
+    """ESPnet's BEATs with BEATs' own initialisation, by the "cfg" of a checkpoint."""
     torch.manual_seed(seed)
-    encoder = BeatsEncoder(
-        input_size=1,
-        beats_config=config,
-        fbank_mean=FBANK_MEAN,
-        fbank_std=FBANK_STD,
-    )
+    scale = {"fbank_mean": FBANK_MEAN, "fbank_std": FBANK_STD}
+    encoder = BeatsEncoder(input_size=1, beats_config=config, **scale)
     encoder.loaded_state_dict_ = None
     encoder.reload_pretrained_parameters()
     return encoder
@@ -84,11 +74,7 @@ def build_encoder(config, seed):
 def fbank(waveform):
     """Normalised filterbank as BeatsEncoder.preprocess makes it.
 
-    Args:
-        waveform: (S,) float32 in [-1, 1], 16 kHz.
-
-    Returns:
-        (frames, 128) float32, one frame per 10 ms.
+    (S,) float32 in [-1, 1], 16 kHz -> (frames, 128) float32, one frame per 10 ms.
     """
     frames = torchaudio.compliance.kaldi.fbank(
         waveform.unsqueeze(0) * 2**15,
@@ -100,15 +86,10 @@ def fbank(waveform):
     return (frames - FBANK_MEAN) / (2 * FBANK_STD)
 
 
-def encode(encoder, frames):
-    """BeatsEncoder from its filterbank on, without padding.
+def encode(encoder: BeatsEncoder, frames):
+    """BeatsEncoder from its normalised filterbank on, without padding.
 
-    Args:
-        encoder: BeatsEncoder.
-        frames: (B, frames, 128) normalised filterbank.
-
-    Returns:
-        (B, T, D_a), 8 patches (low to high) for each 160 ms.
+    (B, frames, 128) -> (B, T, D_a), 8 patches (low to high) for each 160 ms.
     """
     # The patches do not overlap, so their convolution is a matrix product, of which
     # backward takes less: a tenth of a step.
@@ -122,24 +103,40 @@ def encode(encoder, frames):
     return encoder.encoder(encoder.dropout_input(tokens))[0]
 
 
-def save_checkpoint(path, encoder, config, about):
-    """Write a BEATs checkpoint; the file appears whole or not at all.
+def save_checkpoint(path: Path, encoder: BeatsEncoder, config: dict, about: dict):
+    """Write a BEATs checkpoint, with plain values of how it was made, atomically."""
+    checkpoint = {"cfg": config, "model": encoder.state_dict(), "about": about}
+    with atomic(path) as stream:
+        torch.save(checkpoint, stream)
+
+
+def make_encoder(
+    args, about: dict, config: dict, initial: dict | None, learn: Callable
+):
+    """Write args.output, unless it is there and made by the same settings.
 
     Args:
-        path: Path.
-        encoder: BeatsEncoder.
-        config: its configuration.
-        about: dict of plain values, how it was made.
+        args: of the command line: output, seed, precision.
+        about: settings.
+        config: BEATs configuration.
+        initial: weights to go on from; None begins at random.
+        learn: trains an encoder in a precision -> what `about` shall say of it.
     """
-    with atomic(path) as stream:
-        torch.save(
-            {"cfg": config, "model": encoder.state_dict(), "about": about}, stream
-        )
+    if args.output.exists():
+        found = read_checkpoint(args.output)
+        made = {**found.get("about", {}), "cfg": found["cfg"]}
+        if is_there(args.output, made, {**about, "cfg": config}, args.precision):
+            return
+    precision = choose_precision(args.precision)
+    encoder = build_encoder(config, args.seed)
+    if initial is not None:
+        encoder.load_state_dict(initial)
+    about = {**about, "precision": precision, **learn(encoder, precision)}
+    save_checkpoint(args.output, encoder.eval(), config, about)
+    LOGGER.info("Encoder: %s", args.output)
 
 
-# ---------------------------------------------------------------------------------
-# Tags
-# ---------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------- tags
 
 
 def tag_names():
@@ -147,11 +144,8 @@ def tag_names():
     names = [f"source {name}" for name in SOURCES]
     names += [f"manner {name}" for name in MANNERS]
     names += [f"class {manner} {source}" for manner, source in SEEN_CLASSES]
-    names += [
-        f"{source} {value}"
-        for source in SOURCES
-        for value in ("low", "high", "loud", "quiet")
-    ]
+    values = ("low", "high", "loud", "quiet")
+    names += [f"{source} {value}" for source in SOURCES for value in values]
     names += ["slow", "fast"]
     # Queries read frames as a set: what comes when must be in the frames themselves.
     names += ["order first", "order second", "order together"]
@@ -161,16 +155,9 @@ def tag_names():
 
 
 def scene_tags(scene, steps, index):
-    """Tags of each 160 ms.
+    """Tags of each 160 ms of a Scene, (steps, tags) float32 of 0 and 1.
 
-    Args:
-        scene: Scene.
-        steps: number of encoder time steps.
-        index: dict tag -> column.
-
-    Returns:
-        (steps, tags) float32 of 0 and 1; an event counts where it fills at least
-        half of the step.
+    `index` gives a tag's column. An event counts where it fills half of a step or more.
     """
     tags = np.zeros((steps, len(index)), dtype=np.float32)
     step_s = FRAMES_PER_PATCH * 0.01
@@ -195,15 +182,10 @@ def scene_tags(scene, steps, index):
     return tags
 
 
-def load_split(audio_dir, split):
-    """Filterbanks and tags of a split.
+def load_split(audio_dir: Path, split: str) -> list:
+    """((frames, 128), (steps, tags)) tensors of a split's clips, e.g. of mini_train.
 
-    Args:
-        audio_dir: Path with scenes.jsonl and <split>/<clip>.flac.
-        split: e.g. mini_train.
-
-    Returns:
-        list of ((frames, 128), (steps, tags)) tensors.
+    `audio_dir` has scenes.jsonl and <split>/<clip>.flac.
     """
     index = {name: column for column, name in enumerate(tag_names())}
     items = []
@@ -224,18 +206,11 @@ def load_split(audio_dir, split):
     return items
 
 
-# ---------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------- training
 
 
 def batches(items, batch_size, generator):
-    """One epoch of clips of like length, cut to the shortest: nothing is padded.
-
-    Args:
-        items: list of ((frames, 128), (steps, tags)).
-        batch_size: clips per batch.
-        generator: numpy Generator.
+    """One epoch of the items of load_split, of like length, cut: nothing is padded.
 
     Yields:
         (B, frames, 128), (B, steps, tags).
@@ -253,35 +228,19 @@ def batches(items, batch_size, generator):
 
 
 def train(encoder, items, epochs, batch_size, learning_rate, seed, precision="auto"):
-    """Train encoder and a linear tagger that is thrown away afterwards.
-
-    Args:
-        encoder: BeatsEncoder.
-        items: list of ((frames, 128), (steps, tags)).
-        epochs: passes over the clips.
-        batch_size: clips per step.
-        learning_rate: peak of a one-cycle schedule.
-        seed: int.
-        precision: of the products: auto, float32 or bfloat16.
+    """Train an encoder on the items of load_split; `learning_rate` is the highest.
 
     Returns:
-        the tagger: torch.nn.Linear from D_a to tags.
+        torch.nn.Linear from D_a to tags, trained with it, thrown away afterwards.
     """
     tagger = torch.nn.Linear(encoder.output_size(), items[0][1].shape[1])
+    modules = [encoder, tagger]
     torch.nn.init.constant_(tagger.bias, -3.0)  # most tags are absent
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *tagger.parameters()],
-        lr=learning_rate,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
     generator = np.random.default_rng(seed)
 
     def loss_of(batch):
         frames, tags = batch
-        with autocast(precision):  # weights stay float32
-            logits = tagger(encode(encoder, frames))  # (B,T,tags)
+        logits = tagger(encode(encoder, frames))  # (B,T,tags)
         # Every band of a step has to tell its tags, not their mean alone: a query
         # that looks anywhere then finds them.
         return F.binary_cross_entropy_with_logits(
@@ -290,19 +249,16 @@ def train(encoder, items, epochs, batch_size, learning_rate, seed, precision="au
 
     steps = -(-len(items) // batch_size)
     drawn = (b for _ in range(epochs) for b in batches(items, batch_size, generator))
-    modules = [encoder, tagger]
-    fit("Encoder", modules, optimizer, drawn, epochs * steps, loss_of, 0.1, steps)
+    how = {"lr": learning_rate, "weight_decay": 0.01, "betas": (0.9, 0.98)}
+    fit(
+        "Encoder", modules, drawn, epochs * steps, loss_of, precision, 0.1, steps, **how
+    )
     return tagger
 
 
 @torch.no_grad()
 def evaluate(encoder, tagger, items):
     """Mean average precision of clip tags: the highest score in time counts.
-
-    Args:
-        encoder: BeatsEncoder.
-        tagger: Linear.
-        items: list of ((frames, 128), (steps, tags)).
 
     Returns:
         dict kind of tag -> mean average precision, and "all".
@@ -326,48 +282,31 @@ def evaluate(encoder, tagger, items):
 
 def main():
     """Command line."""
-    parser = make_parser(
-        __doc__,
-        audio_dir=Path("downloads/mini/audio"),
-        output=Path("downloads/mini/audio_encoder.pt"),
-        epochs=6,
-        batch_size=24,
-        learning_rate=3e-3,
-        seed=1,
-    )
-    parser.add_argument(
-        "--random", action="store_true", help="do not train (for the ablation)"
-    )
+    folder = Path("downloads/mini")
+    paths = {"audio_dir": folder / "audio", "output": folder / "audio_encoder.pt"}
+    parser = make_parser(__doc__, **paths, **SETTINGS)
+    parser.add_argument("--random", action="store_true", help="do not train (ablation)")
     args = parser.parse_args()
     prepare(args.threads)
     stamp = args.audio_dir / "corpus.json"
     if not stamp.exists():
         parser.error(f"no {stamp}; run mini_corpus.py first")
-    about = {
-        "version": VERSION,
-        "corpus": json.loads(stamp.read_text())["audio_digest"],
-        "epochs": 0 if args.random else args.epochs,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
-        "seed": args.seed,
-    }
-    if args.output.exists():
-        found = read_checkpoint(args.output)
-        made = {**found["about"], "cfg": found["cfg"]}
-        if is_there(args.output, made, {**about, "cfg": CONFIG}, args.precision):
-            return
-    about["precision"] = choose_precision(args.precision)
-    encoder = build_encoder(CONFIG, args.seed)
-    if not args.random:
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    corpus = json.loads(stamp.read_text())["audio_digest"]
+    about = {"version": VERSION, "corpus": corpus, **settings}
+    if args.random:
+        about["epochs"] = 0
+
+    def learn(encoder, precision):
+        if args.random:
+            return {}
         items = load_split(args.audio_dir, "mini_train")
-        settings = args.epochs, args.batch_size, args.learning_rate, args.seed
-        tagger = train(encoder, items, *settings, about["precision"])
-        valid = load_split(args.audio_dir, "mini_valid")
-        scores = evaluate(encoder, tagger, valid)
-        about["valid_mean_average_precision"] = scores
+        tagger = train(encoder, items, **settings, precision=precision)
+        scores = evaluate(encoder, tagger, load_split(args.audio_dir, "mini_valid"))
         LOGGER.info("Encoder: mean average precision, validation clips: %s", scores)
-    save_checkpoint(args.output, encoder.eval(), CONFIG, about)
-    LOGGER.info("Encoder: %s", args.output)
+        return {"valid_mean_average_precision": scores}
+
+    make_encoder(args, about, CONFIG, None, learn)
 
 
 if __name__ == "__main__":

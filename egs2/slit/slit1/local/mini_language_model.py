@@ -12,6 +12,7 @@ queries have something to be understood as.
 """
 
 import collections
+import functools
 import json
 import os
 import random
@@ -22,8 +23,9 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from mini.languages import ENGLISH, LANGUAGES
 from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES, plan_scene
-from mini.sentences import LANGUAGES, any_instruction, caption, english, questions
+from mini.sentences import any_instruction, caption, questions
 from mini.training import LOGGER, fit, is_there, make_parser, prepare
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -31,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common.files import write_json
 from espnet2_slit.common.names import SAMPLE_TASKS
-from espnet2_slit.common.precision import autocast, choose_precision
+from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.common.templates import wordings
 from espnet2_slit.data.corpora.instruction import LABEL_CAPTION, PRESENCE
 from espnet2_slit.data.kaldi_dir import read_map
@@ -41,10 +43,10 @@ VERSION = 2
 # answers as well, but queries seem to learn its language worse (validation loss of
 # stage 2: 0.945, else 0.892 and 0.917; runs whose stage 1 or texts differ, too).
 EMBEDDING_RATE = 20
+SETTINGS = dict(seed=1, pairs=45000, batch_size=32, learning_rate=1e-3, vocab_size=400)
 ALL_CLASSES = SEEN_CLASSES + UNSEEN_CLASSES
 # Every printable ASCII character has a piece, so that no word is unknown.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/&+%"
-LETTERS = {"en": "", "de": "äöü"}  # beside these; "ß" is folded to "ss"
 MASK = "<mask>"
 MODEL = {
     "d_model": 128,
@@ -61,22 +63,16 @@ MODEL = {
 }
 
 
-# ---------------------------------------------------------------------------------
-# Text
-# ---------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------- text
 
 
-def training_text(seed, number, labels=(), language=english):
+def training_text(seed, number, labels=(), language=ENGLISH):
     """(source, target) pairs; the source is description + instruction.
 
-    Args:
-        seed: int.
-        number: how many scenes; each gives one pair.
-        labels: what is told of instead of scenes, one label at a time.
-        language: module; labels are told of in English.
+    With `labels` one of them is told of instead of a scene, in English.
 
     Returns:
-        list of (description, instruction or "", target, task).
+        list of `number` times (description, instruction or "", target, task).
     """
     if labels:
         return _label_text(random.Random(f"labels-{VERSION}-{seed}"), number, labels)
@@ -134,14 +130,8 @@ def _label_text(rng, number, labels):
     return pairs
 
 
-def read_labels(directories):
-    """Labels of the samples to classify.
-
-    Args:
-        directories: Paths of data directories with text and utt2task.
-
-    Returns:
-        list of str, sorted, each once.
+def read_labels(directories: list[Path]) -> list[str]:
+    """Labels of the samples to classify in data directories, sorted, each once.
 
     Raises:
         ValueError: there is none.
@@ -159,29 +149,19 @@ def read_labels(directories):
     return sorted(labels)
 
 
-def tokenizer_text(pairs, language=english):
-    """Lines the tokenizers are trained on.
-
-    Args:
-        pairs: as of training_text.
-        language: module.
-
-    Returns:
-        list of str.
-    """
+def tokenizer_text(pairs, language=ENGLISH):
+    """Lines the tokenizers are trained on, by the pairs of training_text."""
     lines = [text for pair in pairs for text in pair[:3] if text]
     for task in SAMPLE_TASKS:
-        known = wordings(language.CODE)[task]
+        known = wordings(language.code)[task]
         lines += [wording.replace("{question}", "") for wording in known]
-    for known in language.QUESTIONS.values():
-        lines += [wording.format(**language.EXAMPLE) for wording in known]
-    lines += language.ANSWERS.values()
+    for known in language.questions.values():
+        lines += [wording.format(**language.example) for wording in known]
+    lines += language.answers.values()
     return lines
 
 
-# ---------------------------------------------------------------------------------
-# Tokenizers
-# ---------------------------------------------------------------------------------
+# --------------------------------------------------------------------------- tokenizers
 
 
 def train_sentencepiece(lines, folder, vocab_size, letters=""):
@@ -193,8 +173,8 @@ def train_sentencepiece(lines, folder, vocab_size, letters=""):
         vocab_size: most pieces.
         letters: with a piece of their own, beside CHARACTERS.
 
-    Returns:
-        transformers tokenizer that gives SentencePiece's ids.
+    Raises:
+        RuntimeError: the tokenizer of transformers gives other ids.
     """
     from transformers import T5Tokenizer
 
@@ -224,9 +204,8 @@ def train_sentencepiece(lines, folder, vocab_size, letters=""):
     # From the folder, not T5Tokenizer(vocab_file=...): transformers 5 ignores that
     # argument and gives a tokenizer of four tokens without a word of warning.
     tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=0)
-    processor = sentencepiece.SentencePieceProcessor(
-        model_file=str(folder / "spiece.model")
-    )
+    model = str(folder / "spiece.model")
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
     for line in lines[:200]:
         expected, found = processor.encode(line), tokenizer(line).input_ids[:-1]
         if expected != found:
@@ -242,15 +221,7 @@ def make_wordpiece(lines, folder, letters=""):
     """Save the Q-Former's BERT-style tokenizer: whole words, and letters for others.
 
     The corpus has a closed vocabulary, so its words by frequency are the WordPiece
-    vocabulary; letters (with and without ##) spell what it does not have.
-
-    Args:
-        lines: list of str.
-        folder: Path that gets the tokenizer's files.
-        letters: that its words have, beside CHARACTERS.
-
-    Returns:
-        transformers tokenizer.
+    vocabulary; CHARACTERS and `letters` (also with ##) spell what it does not have.
     """
     from transformers import BertTokenizer
 
@@ -274,21 +245,11 @@ def make_wordpiece(lines, folder, letters=""):
     return tokenizer
 
 
-# ---------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------- model
 
 
 def build_model(tokenizer, seed):
-    """A small T5 for this tokenizer, untrained.
-
-    Args:
-        tokenizer: of train_sentencepiece.
-        seed: int.
-
-    Returns:
-        T5ForConditionalGeneration.
-    """
+    """A small T5 for the tokenizer of train_sentencepiece, untrained."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -306,24 +267,16 @@ def build_model(tokenizer, seed):
 
 
 def encode_pairs(pairs, tokenizer, seed):
-    """Token ids of source and target.
+    """(source ids, target ids, task) of the pairs of training_text.
 
-    Args:
-        pairs: as of training_text.
-        tokenizer: of train_sentencepiece.
-        seed: int, for the masks.
-
-    Returns:
-        list of (source ids, target ids, task).
+    The seed draws what is masked.
     """
     rng = random.Random(f"mask-{seed}")
     mask_id = tokenizer.convert_tokens_to_ids(MASK)
-    cache = {}
 
+    @functools.cache
     def ids(text):
-        if text not in cache:
-            cache[text] = tokenizer(text, add_special_tokens=False).input_ids
-        return cache[text]
+        return tokenizer(text, add_special_tokens=False).input_ids
 
     eos = [tokenizer.eos_token_id]
     encoded = []
@@ -352,55 +305,38 @@ def _batch(rows, pad):
 
 
 def train(model, encoded, batch_size, learning_rate, seed, precision="auto"):
-    """One pass over the pairs, with the longest sources together.
+    """One pass over the pairs of encode_pairs, with the longest sources together.
 
-    Args:
-        model: T5ForConditionalGeneration.
-        encoded: list of (source ids, target ids, task).
-        batch_size: pairs per step.
-        learning_rate: peak of a one-cycle schedule; of the word embeddings
-            EMBEDDING_RATE times that.
-        seed: int.
-        precision: of the products: auto, float32 or bfloat16.
+    `learning_rate` is the highest, of the word embeddings EMBEDDING_RATE times that.
     """
     rng = random.Random(f"order-{seed}")
     pad = model.config.pad_token_id
-    groups = []
+    batches = []
     # Sort within windows: little padding, and still a random order.
     window = 16 * batch_size
     for start in range(0, len(encoded), window):
         rows = sorted(encoded[start : start + window], key=lambda row: len(row[0]))
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         rng.shuffle(parts)
-        groups += parts
+        batches += parts
     words = model.get_input_embeddings().weight
     others = [p for p in model.parameters() if p is not words]
-    rates = [learning_rate * EMBEDDING_RATE, learning_rate]
-    optimizer = torch.optim.AdamW(
-        [{"params": [words], "lr": rates[0]}, {"params": others, "lr": rates[1]}],
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    faster = {"params": [words], "lr": learning_rate * EMBEDDING_RATE}
+    how = {"lr": learning_rate, "weight_decay": 0.0, "betas": (0.9, 0.98)}
+    how["groups"] = [faster, {"params": others}]
 
     def loss_of(rows):
-        with autocast(precision):  # weights stay float32
-            return model(**_batch(rows, pad)).loss
+        return model(**_batch(rows, pad)).loss
 
-    name, steps = "Language model", len(groups)
-    fit(name, [model], optimizer, groups, steps, loss_of, 0.06, 100)
+    name, steps = "Language model", len(batches)
+    fit(name, [model], batches, steps, loss_of, precision, 0.06, 100, **how)
 
 
 @torch.no_grad()
 def evaluate(model, encoded):
-    """Loss and exactly right targets of each task, with the right history given.
+    """{task: {"loss", "exact"}} of the pairs of encode_pairs, with the right history.
 
-    Args:
-        model: T5ForConditionalGeneration.
-        encoded: list of (source ids, target ids, task).
-
-    Returns:
-        dict task -> {"loss", "exact"}.
+    "exact" is the share of targets that are right from first to last token.
     """
     totals = collections.defaultdict(lambda: torch.zeros(4, dtype=torch.float64))
     for start in range(0, len(encoded), 64):
@@ -421,27 +357,17 @@ def evaluate(model, encoded):
 
 
 @torch.no_grad()
-def names_both(model, tokenizer, seed, number=100, language=english):
+def names_both(model, tokenizer, seed, number=100, language=ENGLISH):
     """How often the model names the two sources of a description it shall restate.
 
     What it can't do with words it won't do with queries, so this bounds the captions.
-
-    Args:
-        model: T5ForConditionalGeneration.
-        tokenizer: of train_sentencepiece.
-        seed: of the scenes.
-        number: of descriptions of two events with different sources.
-        language: module.
-
-    Returns:
-        float, 0 to 1.
+    `number` descriptions of two events with different sources are asked; 0 to 1.
     """
     rng = random.Random(f"names-{seed}")
     sources, told = [], []
     while len(told) < number:
-        scene = plan_scene(
-            rng, "text", ALL_CLASSES, rng.choice(("sequence", "overlap"))
-        )
+        relation = rng.choice(("sequence", "overlap"))
+        scene = plan_scene(rng, "text", ALL_CLASSES, relation)
         named = {event.source for event in scene.events}
         if len(named) == 2:
             sources.append(named)
@@ -449,66 +375,41 @@ def names_both(model, tokenizer, seed, number=100, language=english):
             asked = any_instruction(rng, "caption", language=language)
             told.append(f"{text} {asked}")
     batch = tokenizer(told, padding=True, return_tensors="pt")
-    written = model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=40,
-    )
+    asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    written = model.generate(**asked, max_new_tokens=40)
     written = tokenizer.batch_decode(written, skip_special_tokens=True)
-    source_of = language.SOURCE_OF
-    right = 0
-    for named, text in zip(sources, written, strict=True):
-        words = re.findall(r"\w+", text)
-        right += named == {source_of[word] for word in words if word in source_of}
-    return right / number
+    source_of = language.source_of
+    found = [
+        {source_of[word] for word in re.findall(r"\w+", text) if word in source_of}
+        for text in written
+    ]
+    return sum(a == b for a, b in zip(sources, found, strict=True)) / number
 
 
-# ---------------------------------------------------------------------------------
-# All of it
-# ---------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- all of it
 
 
-def make(
-    folder,
-    seed,
-    pairs,
-    batch_size,
-    learning_rate,
-    vocab_size,
-    labels=(),
-    precision="auto",
-    language=english,
-):
+def make(folder, labels=(), precision="auto", language=ENGLISH, **settings):
     """Train and save language_model/ and qformer_tokenizer/ below `folder`.
 
     Args:
         folder: Path.
-        seed: int.
-        pairs: number of training pairs.
-        batch_size: pairs per step.
-        learning_rate: peak.
-        vocab_size: of SentencePiece.
         labels: to tell of these instead of scenes.
         precision: of the products: auto, float32 or bfloat16.
-        language: module, of the text.
+        language: Language, of the text.
+        **settings: those that differ from SETTINGS.
 
     Returns:
         dict: how it was made and how well it does.
     """
-    about = {
-        "version": VERSION,
-        "seed": seed,
-        "pairs": pairs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "embedding_rate": EMBEDDING_RATE,
-        "vocab_size": vocab_size,
-        "model": MODEL,
-        "labels": list(labels),
-    }
-    if language is not english:
-        about["language"] = language.CODE
-    letters = LETTERS[language.CODE]
+    if unknown := sorted(settings.keys() - SETTINGS):
+        raise TypeError(f"expected settings of {', '.join(SETTINGS)}, found {unknown}")
+    settings = {**SETTINGS, **settings}
+    seed = settings["seed"]
+    about = {"version": VERSION, **settings, "embedding_rate": EMBEDDING_RATE}
+    about |= {"model": MODEL, "labels": list(labels)}
+    if language is not ENGLISH:
+        about["language"] = language.code
     stamp = folder / "language_model" / "about.json"
     if stamp.exists() and (folder / "qformer_tokenizer").is_dir():
         found = {"labels": [], **json.loads(stamp.read_text())}
@@ -518,30 +419,24 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".language_model.", dir=folder) as made:
         made = Path(made)
-        text = training_text(seed, pairs, labels, language)
+        text = training_text(seed, settings["pairs"], labels, language)
         lines = tokenizer_text(text, language)
         tokenizer = train_sentencepiece(
-            lines, made / "language_model", vocab_size, letters
+            lines, made / "language_model", settings["vocab_size"], language.letters
         )
-        wordpiece = make_wordpiece(lines, made / "qformer_tokenizer", letters)
+        wordpiece = make_wordpiece(lines, made / "qformer_tokenizer", language.letters)
         model = build_model(tokenizer, seed)
-        LOGGER.info(
-            "Language model: %d parameters, %d and %d tokens",
-            model.num_parameters(),
-            len(tokenizer),
-            len(wordpiece),
-        )
+        sizes = model.num_parameters(), len(tokenizer), len(wordpiece)
+        LOGGER.info("Language model: %d parameters, %d and %d tokens", *sizes)
         encoded = encode_pairs(text, tokenizer, seed)
-        train(model, encoded, batch_size, learning_rate, seed, about["precision"])
+        rate = settings["learning_rate"]
+        train(model, encoded, settings["batch_size"], rate, seed, about["precision"])
         held_out = training_text(f"{seed}-held-out", 2000, labels, language)
         about["held_out"] = evaluate(model, encode_pairs(held_out, tokenizer, seed))
         if not labels:
             about["names_both"] = names_both(model, tokenizer, seed, language=language)
-        LOGGER.info(
-            "Language model: held-out text: %s, both sources named: %s",
-            about["held_out"],
-            about.get("names_both"),
-        )
+        scores = f"{about['held_out']}, both sources named: {about.get('names_both')}"
+        LOGGER.info("Language model: held-out text: %s", scores)
         model.save_pretrained(made / "language_model")
         write_json(made / "language_model" / "about.json", about)
         for name in ("qformer_tokenizer", "language_model"):  # the stamp comes last
@@ -553,36 +448,15 @@ def make(
 
 def main():
     """Command line."""
-    parser = make_parser(
-        __doc__,
-        output_dir=Path("downloads/mini"),
-        seed=1,
-        pairs=45000,
-        batch_size=32,
-        learning_rate=1e-3,
-        vocab_size=400,
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="data directories whose labels the text is about, instead of scenes",
-    )
+    parser = make_parser(__doc__, output_dir=Path("downloads/mini"), **SETTINGS)
+    which = "data directories whose labels the text is about, instead of scenes"
+    parser.add_argument("--data-dir", type=Path, nargs="*", default=[], help=which)
     parser.add_argument("--lang", choices=LANGUAGES, default="en", help="of the text")
     args = parser.parse_args()
     prepare(args.threads)
-    make(
-        args.output_dir,
-        args.seed,
-        args.pairs,
-        args.batch_size,
-        args.learning_rate,
-        args.vocab_size,
-        read_labels(args.data_dir) if args.data_dir else (),
-        args.precision,
-        LANGUAGES[args.lang],
-    )
+    labels = read_labels(args.data_dir) if args.data_dir else ()
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    make(args.output_dir, labels, args.precision, LANGUAGES[args.lang], **settings)
 
 
 if __name__ == "__main__":

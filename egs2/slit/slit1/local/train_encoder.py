@@ -12,25 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mini.training import LOGGER, fit, is_there, make_parser, prepare
+from mini.training import LOGGER, fit, make_parser, prepare
 from mini_encoder import (
     BANDS,
     CONFIG,
+    FBANK_STD,
     FRAMES_PER_PATCH,
     SAMPLE_RATE,
-    build_encoder,
     encode,
     fbank,
-    save_checkpoint,
+    make_encoder,
 )
 
-from espnet2_slit.common.precision import autocast, choose_precision
 from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.data.audio import read_audio
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.kaldi_dir import read_map
 
 VERSION = 2
+SETTINGS = dict(epochs=20, batch_size=16, learning_rate=1e-3, crop_s=2.56, seed=1)
 
 
 def load_clips(directories, labels=None):
@@ -80,49 +80,34 @@ def cut(frames, length, start):
     return frames[index]
 
 
-def vary(frames, generator, masks=True):
-    """Other loudness, masked bands and stretches.
+def vary(frames, generator):
+    """A normalised logarithmic filterbank, louder or softer, and masked; (frames, 128).
 
-    Args:
-        frames: (frames, 128), normalised logarithmic filterbank; not changed.
-        generator: numpy Generator.
-        masks: also mask.
-
-    Returns:
-        (frames, 128).
+    Loudness, masked bands and stretches are drawn; the input is not changed.
     """
     # 1 unit is 2 * 6.56 in log power: a factor of 10 in amplitude is 0.35.
     frames = frames + generator.uniform(-0.35, 0.2)
     slope = torch.linspace(-0.5, 0.5, frames.shape[1]) * generator.uniform(-0.3, 0.3)
     frames = frames + slope  # another microphone
-    if masks:
-        for _ in range(2):
-            width = int(generator.integers(0, 24))
-            low = int(generator.integers(0, frames.shape[1] - width))
-            frames[:, low : low + width] = frames.mean()
-            width = int(generator.integers(0, len(frames) // 6))
-            start = int(generator.integers(0, len(frames) - width))
-            frames[start : start + width] = frames.mean()
+    for _ in range(2):
+        width = int(generator.integers(0, 24))
+        low = int(generator.integers(0, frames.shape[1] - width))
+        frames[:, low : low + width] = frames.mean()
+        width = int(generator.integers(0, len(frames) // 6))
+        start = int(generator.integers(0, len(frames) - width))
+        frames[start : start + width] = frames.mean()
     return frames
 
 
-def mix(one, other, share):
-    """Filterbank of two clips played together, `share` of the first.
+def mix(one, other, share: float):
+    """Filterbank (frames, 128) of two clips played together, `share` of the first.
 
-    Args:
-        one: (frames, 128).
-        other: (frames, 128).
-        share: in (0, 1).
-
-    Returns:
-        (frames, 128), the logarithm of the weighted sum of powers.
+    It is the logarithm of the weighted sum of powers.
     """
-    scale = 2 * 6.55582
-    log_share = float(np.log(share)) * 2 / scale
-    log_rest = float(np.log(1 - share)) * 2 / scale
-    return (
-        torch.logaddexp((one + log_share) * scale, (other + log_rest) * scale) / scale
-    )
+    scale = 2 * FBANK_STD
+    log_share, log_rest = (float(np.log(s)) * 2 / scale for s in (share, 1 - share))
+    one, other = (one + log_share) * scale, (other + log_rest) * scale
+    return torch.logaddexp(one, other) / scale
 
 
 class Tagger(torch.nn.Module):
@@ -139,27 +124,18 @@ class Tagger(torch.nn.Module):
 
 
 def train(encoder, frames, targets, labels, options):
-    """Train in place.
+    """Train an encoder in place, with a Tagger, which is returned.
 
     Args:
-        encoder: BeatsEncoder.
+        encoder: of mini_encoder.
         frames: list of (frames, 128).
         targets: (N,) label numbers.
-        labels: number of labels.
+        labels: how many there are.
         options: epochs, batch_size, learning_rate, crop_s, seed, precision.
-
-    Returns:
-        Tagger.
     """
     torch.manual_seed(options.seed)
     generator = np.random.default_rng(options.seed)
     tagger = Tagger(encoder.output_size(), labels)
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *tagger.parameters()],
-        lr=options.learning_rate,
-        weight_decay=0.05,
-        fused=True,
-    )
     length = int(options.crop_s * 100) // FRAMES_PER_PATCH * FRAMES_PER_PATCH
 
     def draw(number):
@@ -183,16 +159,15 @@ def train(encoder, frames, targets, labels, options):
             row[targets[number]] += share
             row[targets[other]] += 1 - share
             wanted.append(row)
-        with autocast(options.precision):  # weights stay float32
-            logits = tagger(encode(encoder, torch.stack(inputs)))
+        logits = tagger(encode(encoder, torch.stack(inputs)))
         return torch.nn.functional.cross_entropy(
             logits.float(), torch.stack(wanted), label_smoothing=0.1
         )
 
     steps = -(-len(frames) // options.batch_size)
-    total, every = options.epochs * steps, 10 * steps
-    modules = [encoder, tagger]
-    fit("Encoder", modules, optimizer, batches(), total, loss_of, 0.15, every)
+    how = {"lr": options.learning_rate, "weight_decay": 0.05}
+    settings = options.epochs * steps, loss_of, options.precision, 0.15, 10 * steps
+    fit("Encoder", [encoder, tagger], batches(), *settings, **how)
     return tagger
 
 
@@ -209,9 +184,7 @@ def accuracy(encoder, tagger, frames, targets):
 
 def main():
     """Command line."""
-    parser = make_parser(
-        __doc__, epochs=20, batch_size=16, learning_rate=1e-3, crop_s=2.56, seed=1
-    )
+    parser = make_parser(__doc__, **SETTINGS)
     parser.add_argument("--data-dir", type=Path, nargs="+", required=True)
     parser.add_argument("--valid-dir", type=Path, nargs="*", default=[])
     parser.add_argument("--init", type=Path, help="BEATs checkpoint to go on from")
@@ -219,45 +192,28 @@ def main():
     args = parser.parse_args()
     prepare(args.threads)
 
-    digest = hashlib.sha256()
-    for directory in args.data_dir:
-        for name in ("wav.scp", "text"):
-            digest.update((directory / name).read_bytes())
-    if args.init:
-        digest.update(args.init.read_bytes())
-    about = {
-        "version": VERSION,
-        "made_from": digest.hexdigest(),
-        **{
-            name: getattr(args, name)
-            for name in ("epochs", "batch_size", "learning_rate", "crop_s", "seed")
-        },
-    }
-    if args.output.exists():
-        found = read_checkpoint(args.output).get("about", {})
-        if is_there(args.output, found, about, args.precision):
-            return
-    about["precision"] = args.precision = choose_precision(args.precision)
-    config = CONFIG
-    if args.init:
-        first = read_checkpoint(args.init)
-        config = first["cfg"]
-    encoder = build_encoder(config, args.seed)
-    if args.init:
-        encoder.load_state_dict(first["model"])
-    frames, targets, labels = load_clips(args.data_dir)
-    LOGGER.info("Encoder: %d clips of %d labels", len(frames), len(labels))
-    tagger = train(encoder, frames, targets, len(labels), args)
-    if args.valid_dir:
+    names = ("wav.scp", "text")
+    sources = [folder / name for folder in args.data_dir for name in names]
+    sources += [args.init] if args.init else []
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
+    about = {"version": VERSION, "made_from": digest.hexdigest()}
+    about |= {name: getattr(args, name) for name in SETTINGS}
+    first = read_checkpoint(args.init) if args.init else {"cfg": CONFIG, "model": None}
+
+    def learn(encoder, precision):
+        args.precision = precision
+        frames, targets, labels = load_clips(args.data_dir)
+        LOGGER.info("Encoder: %d clips of %d labels", len(frames), len(labels))
+        tagger = train(encoder, frames, targets, len(labels), args)
+        if not args.valid_dir:
+            return {}
         frames, targets, _ = load_clips(args.valid_dir, labels)
-        about["valid_accuracy"] = accuracy(encoder, tagger, frames, targets)
-        LOGGER.info(
-            "Encoder: %.1f %% of %d validation clips right",
-            100 * about["valid_accuracy"],
-            len(frames),
-        )
-    save_checkpoint(args.output, encoder, config, about)
-    LOGGER.info("Encoder: %s", args.output)
+        right = accuracy(encoder, tagger, frames, targets)
+        share = f"{100 * right:.1f} % of {len(frames)} validation clips"
+        LOGGER.info("Encoder: %s right", share)
+        return {"valid_accuracy": right}
+
+    make_encoder(args, about, first["cfg"], first["model"], learn)
 
 
 if __name__ == "__main__":

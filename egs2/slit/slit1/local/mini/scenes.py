@@ -95,16 +95,14 @@ class Scene:
 def is_held_out(relation, events):
     """True for combinations of seen classes that no training clip may have.
 
-    Args:
-        relation: single, sequence or overlap.
-        events: (source, manner, pitch) of each event, in order.
+    `events` are (source, manner, pitch) in order.
     """
     sources = list(SOURCES)
     for source, manner, pitch in events:
-        held_pitch = ("low", "high")[sources.index(source) % 2]
+        place = sources.index(source)
         # One class in three loses one of its two named pitches.
-        if pitch == held_pitch and (
-            (sources.index(source) + MANNERS.index(manner)) % 3 == 0
+        if pitch == ("low", "high")[place % 2] and not (
+            (place + MANNERS.index(manner)) % 3
         ):
             return True
     if relation == "single":
@@ -116,15 +114,9 @@ def is_held_out(relation, events):
 
 
 def _plan_times(rng, relation, shapes):
-    """Start and end of each repetition; nothing is cut off at the end of the clip.
+    """(spans of each event, duration in s) for the (manner, count) of each in `shapes`.
 
-    Args:
-        rng: random.Random.
-        relation: single, sequence or overlap.
-        shapes: (manner, count) of each event.
-
-    Returns:
-        (spans of each event, duration in s), within the corpus' limits.
+    Within the corpus' limits; nothing is cut off at the end of the clip.
     """
 
     def unit(manner, low, high):
@@ -158,32 +150,26 @@ def _plan_times(rng, relation, shapes):
         raise ValueError(f"relation {relation!r}: expected single, sequence, overlap")
     end = max(span[1] for event in spans for span in event)
     duration = max(end + rng.uniform(0.1, 0.3), rng.uniform(2.0, 2.3))
-    rounded = tuple(
-        tuple((round(a, 4), round(b, 4)) for a, b in event) for event in spans
-    )
-    return rounded, round(min(duration, MAX_DURATION_S), 4)
+    spans = tuple(tuple((round(a, 4), round(b, 4)) for a, b in one) for one in spans)
+    return spans, round(min(duration, MAX_DURATION_S), 4)
 
 
 def plan_scene(rng, clip, classes, relation=None, counts=None):
-    """Draw one scene.
+    """Draw one Scene.
 
     Args:
         rng: random.Random.
-        clip: clip id.
+        clip: its id.
         classes: allowed (manner, source) pairs.
         relation: single, sequence or overlap; None draws 9 : 6 : 5.
         counts: allowed counts for a single event; None allows all.
-
-    Returns:
-        Scene.
     """
     if relation is None:
         relation = rng.choices(("single", "sequence", "overlap"), (9, 6, 5))[0]
     number = 1 if relation == "single" else 2
-    while True:
+    pairs = []
+    while len({source for _, source in pairs}) < number:
         pairs = [rng.choice(classes) for _ in range(number)]
-        if len({source for _, source in pairs}) == number:
-            break
     if relation == "single":
         allowed = [n for n in counts or (1, 2, 3, 4) if n <= MAX_COUNT[pairs[0][0]]]
         numbers = [rng.choice(allowed)]
@@ -191,13 +177,11 @@ def plan_scene(rng, clip, classes, relation=None, counts=None):
         numbers = rng.choice(([1, 1], [1, 1], [2, 1], [1, 2]))
     else:
         numbers = [1, 1]
-    spans, duration = _plan_times(
-        rng, relation, [(pair[0], n) for pair, n in zip(pairs, numbers, strict=False)]
-    )
+    manners = [manner for manner, _ in pairs]
+    shapes = list(zip(manners, numbers, strict=True))
+    spans, duration = _plan_times(rng, relation, shapes)
     events = []
-    for (manner, source), count, span in zip(
-        pairs, numbers, spans, strict=False  # a sound alone has one pair
-    ):
+    for (manner, source), count, span in zip(pairs, numbers, spans, strict=True):
         modulated = manner in ("pulsing", "warbling")
         events.append(
             Event(
@@ -224,7 +208,7 @@ def plan_corpus(seed, sizes):
     """Scenes of every split.
 
     Args:
-        seed: int.
+        seed: of all draws.
         sizes: clips of train, valid, test, test_unseen; clips per class of
             test_class and test_class_unseen.
 
@@ -236,14 +220,11 @@ def plan_corpus(seed, sizes):
         rng = random.Random(f"mini-{VERSION}-{seed}-{split}")
         scenes, known = [], set()
         while len(scenes) < sizes[split]:
-            clip = f"mini_{split}_{len(scenes):05d}"
-            scene = plan_scene(rng, clip, SEEN_CLASSES)
-            if _held_out(scene) != (split == "test_unseen"):
-                continue
-            if split != "train" and scene.description in known:
-                continue
-            known.add(scene.description)
-            scenes.append(scene)
+            scene = plan_scene(rng, f"mini_{split}_{len(scenes):05d}", SEEN_CLASSES)
+            is_new = split == "train" or scene.description not in known
+            if is_new and _held_out(scene) == (split == "test_unseen"):
+                known.add(scene.description)
+                scenes.append(scene)
         splits[split] = scenes
     for split, classes in (
         ("test_class", SEEN_CLASSES),
@@ -273,14 +254,9 @@ class Recording:
 
 
 def plan_recordings(seed, number):
-    """Recordings of 30 to 60 s, in which no class of sound comes twice.
+    """`number` Recordings of 30 to 60 s, in which no class of sound comes twice.
 
-    Args:
-        seed: int.
-        number: of recordings.
-
-    Returns:
-        list of Recording, of combinations that training clips may have.
+    Their combinations are those that training clips may have.
     """
     rng = random.Random(f"mini-{VERSION}-{seed}-test_moments")
     recordings = []

@@ -1,9 +1,11 @@
 """The data directories of the mini corpus: which sample says what about which clip."""
 
+import collections
+import functools
 import json
 import random
 
-from mini import english
+from mini.languages import ENGLISH
 from mini.scenes import SEEN_CLASSES, UNSEEN_CLASSES
 from mini.sentences import (
     any_instruction,
@@ -22,28 +24,22 @@ QUESTIONS_PER_SCENE, CAPTIONS_PER_SCENE = 3, 2
 CHOICES_PER_KIND = 50
 
 
-def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english):
+def write_data_dirs(splits, recordings, seed, data_dir, audio, language=ENGLISH):
     """Write every set of the recipe.
 
     Args:
         splits: as of plan_corpus.
         recordings: as of plan_recordings.
-        seed: int.
+        seed: of the words.
         data_dir: Path, the recipe's `data`.
         audio: dict clip id -> path as it is to stand in wav.scp.
-        language: of all texts, a module.
+        language: of all texts, a Language.
     """
-
-    def write(name, samples, variant, tasks=(), notes="", lists=None):
-        facts = {"variant": variant, "tasks": list(tasks), "notes": notes}
-        if language is not english:
-            facts["language"] = language.CODE
-        _write(data_dir / name, samples, audio, facts, lists or {})
-
+    write = functools.partial(_write, data_dir, audio, language)
     for split in ("train", "valid"):
         scenes = splits[split]
         samples = {
-            f"{scene.clip}_c{index}": {"clip": scene.clip, "text": text}
+            f"{scene.clip}_c{index}": {"utt2audio": scene.clip, "text": text}
             for scene in scenes
             for index, text in enumerate(captions(scene, seed, language=language))
         }
@@ -57,7 +53,7 @@ def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english)
     ):
         scenes = splits[split]
         texts = {s.clip: captions(s, seed, language=language) for s in scenes}
-        asked = instruction("caption", language=language.CODE)
+        asked = instruction("caption", language=language.code)
         samples = {
             clip: _sample(clip, lines[0], asked, "caption")
             for clip, lines in texts.items()
@@ -68,7 +64,7 @@ def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english)
         write(name, samples, variant, ["caption", "retrieval"], notes, lists)
 
     samples, notes = _test_questions(splits["test"], seed, language)
-    lists = {"answers": language.ANSWERS.values()}
+    lists = {"answers": language.answers.values()}
     tasks = ["question_answering"]
     write("test_qa", samples, "seen combinations", tasks, notes, lists)
 
@@ -83,67 +79,61 @@ def write_data_dirs(splits, recordings, seed, data_dir, audio, language=english)
         ("test_class", SEEN_CLASSES, "seen classes"),
         ("test_class_unseen", UNSEEN_CLASSES, "classes in no training audio"),
     ):
-        asked = instruction("classification", language=language.CODE)
+        asked = instruction("classification", language=language.code)
         samples = {
-            scene.clip: _sample(
-                scene.clip, _label(scene, language), asked, "classification"
-            )
-            for scene in splits[name]
+            s.clip: _sample(s.clip, _label(s, language), asked, "classification")
+            for s in splits[name]
         }
         labels = sorted(language.label(*pair) for pair in classes)
         notes = f"chance among {len(labels)} classes: {1 / len(labels):.4f}"
         write(name, samples, variant, ["classification"], notes, {"labels": labels})
 
 
-def _write(directory, samples, audio, facts, lists):
+def _write(
+    data_dir, audio, language, name, samples, variant, tasks=(), notes="", lists=None
+):
     """Write one Kaldi-style directory; it appears whole or not at all.
 
     Args:
-        directory: Path.
-        samples: dict sample id -> dict with clip, text and optionally instruction,
-            task, category.
+        data_dir: Path of its parent, as audio and language of write_data_dirs.
         audio: dict clip id -> path.
-        facts: dict for set.json: variant, tasks, notes and others.
-        lists: dict file name -> lines as they are.
+        language: of the texts.
+        name: of the directory.
+        samples: sample id -> file -> its value; utt2audio and text at least.
+        variant: for set.json, as tasks, which the set evaluates, and notes.
+        tasks: see variant.
+        notes: what guessing would give.
+        lists: file name -> lines as they are.
     """
     keys = sorted(samples, key=str.encode)
-    columns = {
-        "wav.scp": [audio[samples[key]["clip"]] for key in keys],
-        "utt2spk": ["dummy"] * len(keys),
-    }
-    for name, field in (
-        ("text", "text"),
-        ("utt2audio", "clip"),
-        ("instruction", "instruction"),
-        ("utt2task", "task"),
-        ("utt2category", "category"),
-    ):
-        if field in samples[keys[0]]:
-            columns[name] = [samples[key][field] for key in keys]
-    name = directory.name
+    columns = {file: [samples[key][file] for key in keys] for file in samples[keys[0]]}
+    columns["wav.scp"] = [audio[clip] for clip in columns["utt2audio"]]
+    columns["utt2spk"] = ["dummy"] * len(keys)
     info = {
         "schema": 1,
         "name": name,
         "corpus": "mini",
         "split": name.partition("_")[0],
-        "variant": facts.pop("variant"),
-        "tasks": facts.pop("tasks"),
+        "variant": variant,
+        "tasks": list(tasks),
         "zero_shot": name.endswith("_unseen"),
         "sample_rate": SAMPLE_RATE,
-        **facts,
+        "notes": notes,
     }
-    with new_directory(directory) as folder:
+    if language is not ENGLISH:
+        info["language"] = language.code
+    with new_directory(data_dir / name) as folder:
         for file, values in columns.items():
             lines = (f"{key} {value}" for key, value in zip(keys, values, strict=True))
             write_atomically(folder / file, lines)
         write_atomically(folder / "spk2utt", [" ".join(["dummy", *keys])])
-        for file, lines in lists.items():
+        for file, lines in (lists or {}).items():
             write_atomically(folder / file, lines)
         write_json(folder / "set.json", info, indent=2)
 
 
 def _sample(clip, text, asked, task):
-    return {"clip": clip, "text": text, "instruction": asked, "task": task}
+    return {"utt2audio": clip, "text": text, "instruction": asked, "utt2task": task}
 
 
 def _label(scene, language):
@@ -157,7 +147,7 @@ def _instruction_samples(scenes, seed, language):
 
     def add(key, scene, task, question, text):
         asked = any_instruction(rng, task, question, language)
-        category = {"category": f"mini_{task}"}
+        category = {"utt2category": f"mini_{task}"}
         samples[key] = _sample(scene.clip, text, asked, task) | category
 
     for scene in scenes:
@@ -189,17 +179,15 @@ def _test_questions(scenes, seed, language):
         key: _sample(scene.clip, answer, question, "question_answering")
         for key, (scene, _, question, answer) in _numbered(chosen)
     }
-    answers, kinds = {}, {}
+    kinds = collections.defaultdict(collections.Counter)
     for _, kind, _, answer in chosen:
-        answers[answer] = answers.get(answer, 0) + 1
-        of_kind = kinds.setdefault(kind, {})
-        of_kind[answer] = of_kind.get(answer, 0) + 1
-    overall = max(answers.values()) / len(chosen)
+        kinds[kind][answer] += 1
+    overall = max(sum(kinds.values(), collections.Counter()).values()) / len(chosen)
     per_kind = sum(max(count.values()) for count in kinds.values()) / len(chosen)
     notes = (
         f"always the commonest answer: {overall:.4f}; the commonest answer of each kind"
-        f" of question: {per_kind:.4f}; chance among {len(language.ANSWERS)} answers:"
-        f" {1 / len(language.ANSWERS):.4f}"
+        f" of question: {per_kind:.4f}; chance among {len(language.answers)} answers:"
+        f" {1 / len(language.answers):.4f}"
     )
     return samples, notes
 
@@ -221,7 +209,7 @@ def _moments(recordings, seed, language):
     for recording in recordings:
         for start_s, scene in recording.parts:
             (text,) = captions(scene, seed, 1, language)
-            samples[scene.clip] = {"clip": recording.clip, "text": text}
+            samples[scene.clip] = {"utt2audio": recording.clip, "text": text}
             first, last = (start_s + time_s for time_s in scene.span)
             moments.append(f"{scene.clip} {first:.2f} {last:.2f}")
     return samples, {"moments": sorted(moments)}

@@ -152,15 +152,7 @@ def _generator(seed, clip):
 
 
 def render(scene, seed):
-    """Waveform of a scene.
-
-    Args:
-        scene: Scene.
-        seed: int; with the clip id it fixes every random number.
-
-    Returns:
-        (S,) int16 at 16 kHz.
-    """
+    """(S,) int16 at 16 kHz of a Scene; seed and clip id fix all that is random."""
     rng = _generator(seed, scene.clip)
     samples = round(scene.duration_s * SAMPLE_RATE)
     size = scipy.fft.next_fast_len(samples + 4000, real=True)  # room for the tail
@@ -205,15 +197,7 @@ def render(scene, seed):
 
 
 def render_recording(recording, seed):
-    """Waveform of a recording; each of its scenes sounds as it would as a clip.
-
-    Args:
-        recording: Recording.
-        seed: int.
-
-    Returns:
-        (S,) int16 at 16 kHz.
-    """
+    """As `render` of a Recording, whose scenes sound as they would as clips."""
     mix = np.zeros(round(recording.duration_s * SAMPLE_RATE))
     for start_s, scene in recording.parts:
         clip = render(dataclasses.replace(scene, background=""), seed) / 32767

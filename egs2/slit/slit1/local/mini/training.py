@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from espnet2_slit.common.precision import PRECISIONS, choose_precision
+from espnet2_slit.common.precision import PRECISIONS, autocast, choose_precision
 
 LOGGER = logging.getLogger("mini")
 
@@ -36,7 +36,7 @@ def make_parser(about, **settings):
     return parser
 
 
-def prepare(threads):
+def prepare(threads: int):
     """Logging and arithmetic of this process."""
     # Only our own progress: ESPnet reports every layer it initialises.
     logging.basicConfig(format="%(asctime)s %(message)s", force=True)
@@ -45,16 +45,10 @@ def prepare(threads):
     torch.set_float32_matmul_precision("medium")  # oneDNN: faster on AMD and with AMX
 
 
-def made_alike(found, wanted, precision):
-    """True if `found` says that it was made by these settings.
+def made_alike(found: dict, wanted: dict, precision: str) -> bool:
+    """True if `found`, of a file that is there, says that it was made as `wanted`.
 
-    Args:
-        found: dict, how the file that is there was made.
-        wanted: dict of settings.
-        precision: the option; "auto" takes what another machine made as well.
-
-    Returns:
-        bool.
+    The precision "auto" takes what another machine made as well.
     """
     if {key: found.get(key) for key in wanted} != wanted:
         return False
@@ -70,20 +64,34 @@ def is_there(path, found, wanted, precision):
     return alike
 
 
-def fit(name, modules, optimizer, batches, steps, loss_of, warm_up, every):
+def fit(
+    name,
+    modules,
+    batches,
+    steps,
+    loss_of,
+    precision,
+    warm_up,
+    every,
+    groups=None,
+    **how,
+):
     """A step for each batch, at rates that rise and fall once.
 
     Args:
         name: in the log.
         modules: what is trained; in eval mode afterwards.
-        optimizer: of their parameters; its rates are the highest.
         batches: as many as `steps`.
         steps: int.
         loss_of: batch -> loss.
+        precision: of the products: auto, float32 or bfloat16; weights stay float32.
         warm_up: part of the steps in which the rates rise.
         every: steps between two lines of the log.
+        groups: of parameters, those with another rate than others.
+        **how: of AdamW; the rates are the highest.
     """
     weights = [weight for module in modules for weight in module.parameters()]
+    optimizer = torch.optim.AdamW(groups or weights, fused=True, **how)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, steps, pct_start=warm_up
@@ -92,7 +100,8 @@ def fit(name, modules, optimizer, batches, steps, loss_of, warm_up, every):
         module.train()
     started, losses = time.monotonic(), []
     for step, batch in enumerate(batches, start=1):
-        loss = loss_of(batch)
+        with autocast(precision):
+            loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
