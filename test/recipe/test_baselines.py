@@ -115,8 +115,8 @@ def test_padding_changes_no_embedding_and_no_caption(baselines, trained, test_se
         network, options = baselines.BaselineTask.build_model_from_file(
             model_file=trained[model] / baselines.BEST, with_audio_encoder=False
         )
-        clips = baselines.TestSet(test_set, options.audio_encoder_identity)
-        batch = next(clips.batches())
+        clips = baselines.evaluation_set(test_set, options.audio_encoder_identity).clips
+        batch = next(baselines.batches(clips.load, len(clips)))
         frames, lengths = batch
         assert len(set(lengths.tolist())) > 1
         for i, length in enumerate(lengths):

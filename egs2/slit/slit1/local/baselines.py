@@ -17,24 +17,22 @@ import copy
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from espnet2_slit.common import compat
 from espnet2_slit.common.files import atomic, read_yaml, write_atomically
 from espnet2_slit.common.padded import IGNORED, Padded
-from espnet2_slit.data.clips import read_clips
-from espnet2_slit.data.feature_cache import check_features
-from espnet2_slit.data.kaldi_dir import read_pairs
-from espnet2_slit.data.kaldi_matrix import FeatureReader
 from espnet2_slit.data.preprocessor import (
     load_qformer_tokenizer,
     qformer_tokenizer_identity,
 )
+from espnet2_slit.inference.clips import pad
+from espnet2_slit.inference.evaluation_set import EvaluationSet
 from espnet2_slit.model.espnet_model import SLITModel
 from espnet2_slit.model.objectives import Temperature, contrastive, global_mean
 from espnet2_slit.model.qformer_layers import sinusoids
@@ -129,10 +127,9 @@ class DualEncoder(SLITModel):
 
         self.label_smoothing = label_smoothing
         self.audio_input = AudioInput(encoder_width, width, frame_position)
+        layer = width, heads, feed_forward, dropout, "gelu"
         self.audio_layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, heads, feed_forward, dropout, "gelu", batch_first=True
-            )
+            nn.TransformerEncoderLayer(*layer, batch_first=True)
             for _ in range(audio_layers)
         )
         config = BertConfig(
@@ -173,7 +170,7 @@ class DualEncoder(SLITModel):
         return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def forward(self, qformer_text, qformer_text_lengths, clip_id, text_id, **audio):
-        """One step on B clips, each with one text; see RepresentationModel.
+        """One step on B clips, each with one text -> loss, stats, weight = B.
 
         Args:
             qformer_text: (B, L) ids, [CLS] ... [SEP].
@@ -181,9 +178,6 @@ class DualEncoder(SLITModel):
             clip_id: (B, 1) hash of the clip.
             text_id: (B, 1) hash of the caption.
             **audio: see `encode_audio`.
-
-        Returns:
-            loss, stats, weight = B.
         """
         contrast = contrastive(
             self.embed_audio(self.encode_audio(**audio))[:, None],
@@ -200,22 +194,20 @@ class DualEncoder(SLITModel):
     def predict(self, clips, preprocess, folder, **unused):
         """Write an .npz of embeddings for `slit_score --predictions SET:retrieval=`.
 
-        Args:
-            clips: TestSet.
-            preprocess: of the task.
-            folder: of the file.
-            **unused: options of the other baseline.
+        `preprocess` is the task's; `unused` are options of the other baseline.
         """
-        pairs = list(read_pairs(clips.dir / "references"))
-        texts = [preprocess("", {"text": text})["qformer_text"] for _, text in pairs]
+        of_clips, texts = zip(*clips.texts(), strict=True)
+        ids = [preprocess("", {"text": text})["qformer_text"] for text in texts]
+        audio = map(self.embed_audio, batches(clips.clips.load, len(clips.clips)))
+        text = map(self.embed_text, batches(ids.__getitem__, len(ids)))
         with atomic(folder / f"{clips.dir.name}.npz") as stream:
             np.savez(
                 stream,
-                audio_ids=np.array(list(clips.first)),
-                audio=torch.cat([self.embed_audio(b) for b in clips.batches()]).numpy(),
-                text_audio_ids=np.array([clip for clip, _ in pairs]),
-                texts=np.array([text for _, text in pairs]),
-                text=torch.cat([self.embed_text(b) for b in batches(texts)]).numpy(),
+                audio_ids=np.array(clips.clip_ids),
+                audio=torch.cat([*audio]).numpy(),
+                text_audio_ids=np.array(of_clips),
+                texts=np.array(texts),
+                text=torch.cat([*text]).numpy(),
             )
 
 
@@ -242,15 +234,12 @@ class Captioner(SLITModel):
         return {"inputs_embeds": hidden, "attention_mask": heard.long()}
 
     def forward(self, llm_target, llm_target_lengths, **audio):
-        """One step on B clips, each with the caption to write; see PromptedModel.
+        """One step on B clips, each with a caption to write -> loss, stats, weight = B.
 
         Args:
             llm_target: (B, L) ids, EOS included.
             llm_target_lengths: (B,).
             **audio: see `encode_audio`.
-
-        Returns:
-            loss, stats, weight = B.
         """
         real = Padded(llm_target, llm_target_lengths).mask()
         logits = self.network(
@@ -272,19 +261,15 @@ class Captioner(SLITModel):
     def predict(self, clips, preprocess, folder, config):
         """Write `id caption` lines for `slit_score --predictions SET:caption=`.
 
-        Args:
-            clips: TestSet.
-            preprocess: of the task.
-            folder: of the file.
-            config: conf/decode*.yaml, whose `caption` are the options.
+        `config` is a conf/decode*.yaml, whose `caption` are the options.
         """
         options = read_yaml(config, "Give a conf/decode*.yaml.")["caption"]
         options.pop("rerank", None)  # it has no matching head to choose with
         tokenizer, captions = preprocess.prompt_encoder.tokenizer, []
-        for batch in clips.batches():
-            ids = self.write(batch, options)
+        for frames in batches(clips.clips.load, len(clips.clips)):
+            ids = self.write(frames, options)
             captions += tokenizer.batch_decode(ids, skip_special_tokens=True)
-        rows = zip(clips.first, captions, strict=True)
+        rows = zip(clips.clip_ids, captions, strict=True)
         lines = (f"{clip} {' '.join(text.split())}" for clip, text in rows)
         write_atomically(folder / f"{clips.dir.name}.txt", lines)
 
@@ -294,13 +279,8 @@ class BaselineTask(SLITTask):
 
     # Which stage's preprocessor makes the arrays that a baseline reads.
     stage_of = {"dual_encoder": "representation", "captioner": "generative"}
-    class_choices_list = [
-        ClassChoices(
-            "model",
-            classes={"dual_encoder": DualEncoder, "captioner": Captioner},
-            default="dual_encoder",
-        )
-    ]
+    models = {"dual_encoder": DualEncoder, "captioner": Captioner}
+    class_choices_list = [ClassChoices("model", models, default="dual_encoder")]
 
     @classmethod
     def build_preprocess_fn(cls, args, train):
@@ -340,36 +320,16 @@ class BaselineTask(SLITTask):
 # ---------------------------------------------------------------------- predictions
 
 
-def batches(rows):
-    """Arrays (L, ...) -> Padded of BATCH of them at a time."""
-    for start in range(0, len(rows), BATCH):
-        some = [torch.from_numpy(row) for row in rows[start : start + BATCH]]
-        yield Padded(pad_sequence(some, True), torch.tensor([len(row) for row in some]))
+def batches(load, number):
+    """What `load` gives for 0 to `number` - 1, as Padded (B, L, ...) of BATCH each."""
+    for start in range(0, number, BATCH):
+        yield pad([load(i) for i in range(start, min(start + BATCH, number))])
 
 
-class TestSet:
-    """Clips of an evaluation set, their frames cached.
-
-    Args:
-        data_dir: with feats.scp and feats.json.
-        identity: of the encoder in training.
-    """
-
-    def __init__(self, data_dir, identity):
-        self.dir = Path(data_dir)
-        check_features(self.dir, identity)
-        first = {}
-        for sample, clip in read_clips(self.dir)[0].items():
-            first.setdefault(clip, sample)
-        self.first = dict(sorted(first.items()))  # {clip: the sample with its frames}
-
-    def batches(self):
-        """Padded (B, T, D_a) in the order of the clips."""
-        reader, samples = FeatureReader(self.dir / "feats.scp"), list(
-            self.first.values()
-        )
-        for start in range(0, len(samples), BATCH):
-            yield from batches([reader[s] for s in samples[start : start + BATCH]])
+def evaluation_set(data_dir, identity):
+    """EvaluationSet of frames that are cached, of the encoder in training."""
+    system = SimpleNamespace(encoder_identity=identity)
+    return EvaluationSet(data_dir, system, audio="features")
 
 
 def predict(args):
@@ -380,9 +340,9 @@ def predict(args):
     preprocess = BaselineTask.build_preprocess_fn(options, train=False)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for data_dir in args.data_dir:
-        clips = TestSet(data_dir, options.audio_encoder_identity)
+        clips = evaluation_set(data_dir, options.audio_encoder_identity)
         model.predict(clips, preprocess, args.output_dir, config=args.config)
-        LOGGER.info("%s: %d clips", data_dir, len(clips.first))
+        LOGGER.info("%s: %d clips", data_dir, len(clips.clip_ids))
 
 
 def main(cmd=None):
@@ -403,10 +363,8 @@ def main(cmd=None):
         "--config", default="conf/decode_mini.yaml", help="whose `caption` options"
     )
     args = parser.parse_args(cmd)
-    logging.basicConfig(
-        level="INFO",
-        format="%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s",
-    )
+    form = "%(asctime)s (%(module)s:%(lineno)d) %(levelname)s: %(message)s"
+    logging.basicConfig(level="INFO", format=form)
     predict(args)
     return None
 
