@@ -726,6 +726,19 @@ def test_follow_shows_the_plan_of_a_training(tmp_path):
     assert code == 0 and "plan: 3 epochs of 9 batches" in out
 
 
+def test_follow_loses_no_line_after_bytes_that_are_no_text(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(UTILS)!r}); import follow_log\n"
+        "follow_log.EVERY_S, log = 0, open('x.log', 'wb', buffering=0)\n"
+        "follower = follow_log.Follower('x.log')\n"
+        "for line in (b'1 of 9 \\xff\\xff\\xff\\xff', b'2 of 9'):\n"
+        "    log.write(b'INFO: caption: ' + line + b'\\n')\n"
+        "    follower.show()\n"
+    )
+    done, out, err = shell(sys.executable, "-c", code, cwd=tmp_path)
+    assert done == 0 and "caption: 2 of 9" in out, out + err
+
+
 def test_follow_shows_the_end_of_the_log_of_a_failed_command(tmp_path):
     script = "echo ValueError: the reason > x.log; echo noise >&2; exit 3"
     code, _, err = follow(tmp_path, "x.log", "bash", "-c", script)

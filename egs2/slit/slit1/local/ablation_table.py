@@ -12,14 +12,17 @@ import json
 import sys
 from pathlib import Path
 
-# heading, key of the score (without the set), factor
+from espnet2_slit.common.files import write_text
+from espnet2_slit.scoring.metrics.score_table import show
+
+# heading, key of the score (without the set)
 COLUMNS = (
-    ("CIDEr-D", "caption/cider_d", 1),
-    ("text to audio R@10 %", "retrieval/text_to_audio/contrastive/recall_at_10", 100),
-    ("audio to text R@10 %", "retrieval/audio_to_text/contrastive/recall_at_10", 100),
-    ("answers right %", "question_answering/free/all_rows/exact_match", 100),
-    ("labels right %, similarity", "classification/similarity/accuracy", 100),
-    ("labels right %, LM", "classification/language_model_mean/accuracy", 100),
+    ("CIDEr-D", "caption/cider_d"),
+    ("text to audio R@10 %", "retrieval/text_to_audio/contrastive/recall_at_10"),
+    ("audio to text R@10 %", "retrieval/audio_to_text/contrastive/recall_at_10"),
+    ("answers right %", "question_answering/free/all_rows/exact_match"),
+    ("labels right %, similarity", "classification/similarity/accuracy"),
+    ("labels right %, LM", "classification/language_model_mean/accuracy"),
 )
 
 
@@ -36,47 +39,36 @@ def read_scores(experiment):
     return {row["key"]: row for row in rows}
 
 
-def cell(values, factor):
+def cell(metric, values):
     """A score, or mean and range of several; values: None where there is none."""
-    values = [value * factor for value in values if value is not None]
-    if not values:
-        return "–"
-    digits = 1 if factor > 1 else 3
-    shown = f"{sum(values) / len(values):.{digits}f}"
-    if len(values) > 1:
-        shown += f" [{min(values):.{digits}f}, {max(values):.{digits}f}]"
-    return shown
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return show(metric, *values or [None])
+    mean, low, high = sum(values) / len(values), min(values), max(values)
+    return f"{show(metric, mean)} [{show(metric, low)}, {show(metric, high)}]"
 
 
 def table(systems):
-    """Markdown: a row per test set and score, a column per system.
+    """Lines of Markdown: a row per test set and score, a column per system.
 
     Args:
         systems: {name: experiment folders, one for each seed}.
-
-    Returns:
-        Lines.
     """
-    scores = {
-        name: [read_scores(folder) for folder in folders]
-        for name, folders in systems.items()
-    }
-    sets = {
-        key.partition("/")[0] for runs in scores.values() for r in runs for key in r
-    }
+    scores = [[read_scores(one) for one in folders] for folders in systems.values()]
+    sets = {key.partition("/")[0] for runs in scores for run in runs for key in run}
     lines = [
-        "| test set | score | " + " | ".join(scores) + " | chance |",
-        "|---|---|" + "---:|" * (len(scores) + 1),
+        "| test set | score | " + " | ".join(systems) + " | chance |",
+        "|---|---|" + "---:|" * (len(systems) + 1),
     ]
     for name in sorted(sets):
-        for heading, key, factor in COLUMNS:
-            rows = [[r.get(f"{name}/{key}") or {} for r in s] for s in scores.values()]
-            cells = [cell([row.get("value") for row in s], factor) for s in rows]
+        for heading, key in COLUMNS:
+            metric = key.rpartition("/")[2]
+            rows = [[run.get(f"{name}/{key}", {}) for run in runs] for runs in scores]
+            cells = [cell(metric, [row.get("value") for row in s]) for s in rows]
             if set(cells) == {"–"}:
                 continue
-            chances = [row.get("chance") for s in rows for row in s]
-            chances = [chance for chance in chances if chance is not None]
-            cells.append(cell(chances[:1], factor))
+            chances = [row.get("chance") for runs in rows for row in runs]
+            cells.append(cell(metric, [c for c in chances if c is not None][:1]))
             lines.append(f"| {name} | {heading} | {' | '.join(cells)} |")
     lines += ["", "– : the system lacks the part that this score needs."]
     if any(len(folders) > 1 for folders in systems.values()):
@@ -93,10 +85,7 @@ def main():
     named = (one.split("=", 1) for one in args.systems)
     systems = {name: folders.split(",") for name, folders in named}
     text = "\n".join(table(systems)) + "\n"
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(args.output)
+    write_text(args.output, text)
     sys.stdout.write(text)
 
 

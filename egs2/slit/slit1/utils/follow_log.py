@@ -9,6 +9,7 @@ which they count. A training ends with what it has not learned. When the command
 the end of the log is shown and its exit code is returned.
 """
 
+import contextlib
 import ctypes
 import glob
 import os
@@ -81,29 +82,23 @@ class Follower:
 
     def __init__(self, pattern):
         self.pattern = pattern
-        self.begin = time.time() - 1
-        self.places = {}
+        # what earlier runs have left is not shown
+        self.places = {path: os.path.getsize(path) for path in glob.glob(pattern)}
         self.shown = 0.0
         self.remaining = None
 
     def show(self):
         for path in sorted(glob.glob(self.pattern)):
-            try:
-                with open(path, errors="replace") as stream:
-                    stream.seek(self._place(path, stream))
-                    for line in stream:
-                        if not line.endswith("\n"):
-                            break
-                        self._line(line)
-                        self.places[path] += len(line.encode("utf-8", "replace"))
-            except OSError:
-                continue
-
-    def _place(self, path, stream):
-        size = stream.seek(0, 2)
-        if self.places.setdefault(path, 0) > size:  # a new log took its place
-            self.places[path] = 0
-        return self.places[path]
+            with contextlib.suppress(OSError), open(path, "rb") as stream:
+                place = self.places.get(path, 0)
+                if place > stream.seek(0, 2):  # a new log took its place
+                    place = 0
+                stream.seek(place)
+                for line in stream:
+                    if line.endswith(b"\n"):
+                        self._line(line.decode("utf-8", "replace"))
+                        place += len(line)
+                self.places[path] = place
 
     def _line(self, line):
         plan = PLAN.search(line)
@@ -121,25 +116,15 @@ class Follower:
         self.shown = time.time()
         print(f"    {text}", flush=True)
 
-    def skip_old(self):
-        """Do not show what earlier runs have left."""
-        for path in glob.glob(self.pattern):
-            with open(path, "rb") as stream:
-                self.places[path] = stream.seek(0, 2)
-
 
 def tail(pattern, count=25):
     """Show the last lines of a log that does not end well; True if there was one."""
-    paths = sorted(glob.glob(pattern))
-    texts = {}
-    for path in paths:
-        with open(path, errors="replace") as stream:
-            texts[path] = stream.read().splitlines()
-    bad = [path for path in paths if "(code 0)" not in "".join(texts[path][-1:])]
-    for path in bad[:1]:
-        print(f"--- the end of {path}", file=sys.stderr)
-        print("\n".join(texts[path][-count:]), file=sys.stderr)
-    return bool(bad)
+    for path in sorted(glob.glob(pattern)):
+        lines = Path(path).read_text(errors="replace").splitlines()
+        if "(code 0)" not in "".join(lines[-1:]):
+            print(f"--- the end of {path}", *lines[-count:], sep="\n", file=sys.stderr)
+            return True
+    return False
 
 
 def main(argv):
@@ -147,7 +132,6 @@ def main(argv):
         print("follow_log.py: expected LOG COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2
     follower = Follower(argv[0])
-    follower.skip_old()
     # What the launcher says repeats the log a thousand lines long: kept for a failure.
     said = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(
@@ -156,12 +140,8 @@ def main(argv):
         env={**os.environ, "SLIT_DIE_WITH_PARENT": "1"},  # read by run.pl
         preexec_fn=die_with_parent,
     )
-
-    def forward(signum, _frame):
-        process.send_signal(signum)
-
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, forward)
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, lambda number, _frame: process.send_signal(number))
     while process.poll() is None:
         time.sleep(0.2)
         follower.show()
