@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "espnet2_slit").rglob("*.py"))
 RECIPE_FILES = sorted((ROOT / "egs2").rglob("*.py"))
 FILE_LINES = 750
+RECIPE_LINES = 3000  # of all its Python together
 FUNCTION_LINES = 80  # without docstring, comments and blank lines
 NINE_OF_TEN = 32  # functions are no longer than this
 # Neither do tokens of layout make a line one of code.
@@ -70,6 +71,11 @@ def test_no_file_is_longer_than_one_can_keep_in_mind():
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in FILES}
     long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > FILE_LINES}
     assert long == {}
+
+
+def test_the_recipes_python_stays_small():
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in RECIPE_FILES)
+    assert lines <= RECIPE_LINES
 
 
 def test_no_function_is_longer_than_a_screen_or_two():
