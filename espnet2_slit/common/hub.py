@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError
+import yaml
 
 from espnet2_slit.common.files import sha256, write_json
 
@@ -231,8 +231,6 @@ def about(name: str) -> dict[str, Any]:
 
 
 def _about_folder(folder: Path, where: str) -> dict[str, Any]:
-    from huggingface_hub import metadata_load
-
     found = [sorted(folder.glob(pattern)) for pattern in (*WEIGHTS, "*.pt")]
     files = next(filter(None, found), None)
     if files is None:
@@ -243,10 +241,7 @@ def _about_folder(folder: Path, where: str) -> dict[str, Any]:
     try:
         licence = json.loads((folder / SOURCE).read_text(encoding="utf-8"))["licence"]
     except (OSError, ValueError, KeyError, TypeError):  # not of `fetch`
-        card = None
-        with contextlib.suppress(OSError, ValueError, YAMLError):
-            card = metadata_load(folder / "README.md")
-        licence = _licence(card)
+        licence = _licence(_card(folder))
     return {
         "files": [file.name for file in files],
         "bytes": sum(file.stat().st_size for file in files),
@@ -254,6 +249,17 @@ def _about_folder(folder: Path, where: str) -> dict[str, Any]:
         "sha256": [sha256(file) for file in files],
         "where": where,
     }
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The YAML with which a model card begins; {} where there is none."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8-sig")
+        before, _, rest = text.partition("---\n")
+        card = yaml.safe_load(rest.partition("\n---")[0]) if not before else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def _known(out: Path, part: Published, revision: str | None) -> dict[str, Any] | None:

@@ -271,3 +271,12 @@ def test_what_a_fetched_folder_is_comes_from_its_own_note(mirror, tmp_path):
 def test_a_part_that_cannot_be_had_is_an_error_before_it_is_fetched(mirror, capsys):
     assert command.main(["fetch", "--about", "some/thing"]) == 1
     assert "some/thing at http" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "card", ["---\n: [\n---\n", "---\nwords\n---\n", "# No card\n"]
+)
+def test_a_folder_whose_card_says_no_licence_is_known_all_the_same(tmp_path, card):
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "README.md").write_text(card)
+    assert hub.about(str(tmp_path))["licence"] == hub.NOT_STATED
