@@ -7,7 +7,8 @@ requests wait.
 
     python bench/serve.py --model exp/mini_instruction --output serve.json
 
-Memory is the server's, MiB; latency is a client's, seconds.
+Memory is the server's, MiB (while it soaks, what it has allocated, as in soak.py);
+latency is a client's, seconds.
 """
 
 import argparse
@@ -27,8 +28,10 @@ import numpy as np
 import psutil
 import soundfile
 from alternate import machine
+from soak import look, verdict
 
 RATE = 16000
+MEMORY_LIMIT = 30  # MiB an hour above which memory counts as growing
 
 
 def get_parser():
@@ -146,12 +149,21 @@ def abuse(server, count):
 
 
 def soak(server, clips, minutes):
-    """Memory of the server while 16 clients ask for some minutes."""
-    figures, end = [], time.monotonic() + 60 * minutes
-    while time.monotonic() < end:
+    """What the server holds while 16 clients ask for some minutes, by the minute."""
+    process, begin, samples = psutil.Process(server.process.pid), time.monotonic(), []
+    while (now := time.monotonic() - begin) < 60 * minutes:
+        samples.append({"s": now, **look(process)})
         load(server, clips, 16)
-        figures.append(server.memory_mib())
-    return {"minutes": minutes, "memory_mib": figures[:: max(1, len(figures) // 10)]}
+    curve = {}
+    for sample in samples:
+        curve.setdefault(int(sample["s"] // 60), []).append(sample["memory_mib"])
+    warm_up_s = min(180, 12 * minutes)
+    return {
+        "minutes": minutes,
+        "served": len(clips) * len(samples),
+        **verdict(samples, warm_up_s, MEMORY_LIMIT),
+        "highest_mib_by_minute": [round(max(row), 1) for row in curve.values()],
+    }
 
 
 def stop(server, clips):

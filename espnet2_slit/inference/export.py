@@ -1,7 +1,7 @@
 """The embedder as ONNX graphs: search without PyTorch, ESPnet or transformers.
 
 Owns which graphs a system gives, and the check that they compute what PyTorch does.
-`frames.onnx` takes the frames of the audio encoder, `audio.onnx` a waveform, where the
+`frames.onnx` takes the frames of the audio encoder, `audio.onnx` waveforms, where the
 encoder can be traced; `text.onnx` takes ids of `tokenizer.json`. onnx.json says how.
 """
 
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from espnet2_slit.common.files import write_json
 from espnet2_slit.common.padded import Padded
 from espnet2_slit.inference.engine import Engine, computes
 from espnet2_slit.inference.requests import InferenceError
+from espnet2_slit.inference.traceable_beats import BeatsFrames
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # largest difference of an embedding, whose rows have unit length
 ROUNDS = 5  # of the clock
-MEL_BINS = 128  # that BEATs reads
+LONGEST_S = 3  # seconds of audio that the check takes
+INPUTS = {"audio": "speech", "frames": "frames", "text": "ids"}  # beside lengths
 
 
 class FramesToEmbedding(nn.Module):
@@ -44,65 +46,32 @@ class FramesToEmbedding(nn.Module):
         return self.model.embed_audio(Padded(frames, lengths))[0]
 
 
-class Filterbank(nn.Module):
-    """Kaldi's logarithmic mel filterbank of whole batches, in operations that trace.
+class ClipFrames(nn.Module):
+    """(1, S), a clip of one window -> its frames, of any encoder that can be traced."""
 
-    Mean removal, pre-emphasis, window and Fourier transform of a frame are linear: one
-    convolution does them all. torchaudio's own is for one clip of a fixed length.
-
-    Args:
-        sample_rate: Hz.
-        bins: mel bands.
-        mean: subtracted from the logarithms.
-        std: half of what they are then divided by.
-    """
-
-    def __init__(self, sample_rate: int, bins: int, mean: float, std: float):
+    def __init__(self, encoder: Any):
         super().__init__()
-        from torchaudio.compliance import kaldi
+        # the module is outside torch's registry until here
+        self.encoder, self.held = encoder, encoder.frozen.module
 
-        length, self.shift = sample_rate * 25 // 1000, sample_rate * 10 // 1000
-        padded = 1 << (length - 1).bit_length()
-        frame = torch.eye(length, dtype=torch.float64)  # row i: what sample i does
-        frame = frame - frame.mean(dim=1, keepdim=True)
-        frame = frame - 0.97 * torch.cat([frame[:, :1], frame[:, :-1]], dim=1)
-        window = torch.hann_window(length, periodic=False, dtype=torch.float64) ** 0.85
-        spectrum = torch.fft.rfft(frame * window, n=padded)  # (length, K)
-        kernel = torch.cat([spectrum.real, spectrum.imag], dim=1).t()[:, None]
-        # 20 Hz to the Nyquist frequency; warping is off
-        mel = kaldi.get_mel_banks(
-            bins, padded, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0
-        )[0]
-        self.register_buffer("kernel", kernel.float() * 2**15)  # of 16-bit samples
-        self.register_buffer("mel", nn.functional.pad(mel, (0, 1)))
-        self.mean, self.std = mean, std
-
-    def forward(self, speech: Tensor) -> Tensor:
-        """(B, S) in [-1, 1] -> (B, T, bins)."""
-        kernel, mel = self.get_buffer("kernel"), self.get_buffer("mel")
-        parts = nn.functional.conv1d(speech[:, None], kernel, stride=self.shift)
-        real, imaginary = parts.chunk(2, dim=1)
-        energy = torch.matmul(mel, real.square() + imaginary.square())
-        floor = torch.finfo(torch.float32).eps
-        logarithms = energy.transpose(1, 2).clamp(min=floor).log()
-        return (logarithms - self.mean) / (2 * self.std)
+    def forward(self, speech: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        encoder: Any = self.encoder
+        frames = encoder._combine(encoder._encode(speech).float())
+        return frames, torch.full((frames.shape[0],), frames.shape[1])
 
 
 class AudioToEmbedding(nn.Module):
-    """(1, S), a clip of one window of the encoder at most -> (1, Q, E)."""
+    """(B, S) speech, and (B,) samples where frames take them -> (B, Q, E)."""
 
-    def __init__(self, model: Any, encoder: Any, filterbank: nn.Module | None):
+    def __init__(self, model: Any, frames: nn.Module):
         super().__init__()
-        self.embed, self.encoder = FramesToEmbedding(model), encoder
-        # outside torch's registry until here
-        self.held, self.filterbank = encoder.frozen.module, filterbank
+        self.embed, self.frames = FramesToEmbedding(model), frames
 
-    def forward(self, speech: Tensor) -> Tensor:
+    def forward(self, speech: Tensor, lengths: Tensor | None = None) -> Tensor:
         """See the class."""
-        encoder: Any = self.encoder
-        frames = encoder._encode(speech).float()
-        lengths = torch.full((frames.shape[0],), frames.shape[1])
-        return self.embed(frames, lengths)
+        given = [speech] if lengths is None else [speech, lengths]
+        return self.embed(*self.frames(*given))
 
 
 class TextToEmbedding(nn.Module):
@@ -146,24 +115,15 @@ def export_onnx(
     ids = torch.tensor([list(part.text_ids("a dog barks at two of them"))])
     ids = torch.cat([ids, ids.flip(1)])
     width = ids.shape[1]
-    graphs: dict[str, Any] = {}
     todo: dict[str, tuple[nn.Module, list[Tensor]]] = {
         "frames": (FramesToEmbedding(model), [frames, torch.tensor([41, 30])]),
         "text": (TextToEmbedding(model), [ids, torch.tensor([width, width - 2])]),
     }
-    encoder, left_out = engine.encoder, ""
-    # one clip: ESPnet's BEATs makes a constant of the batch it is traced with
-    audio = 0.1 * torch.randn(1, 2 * engine.sample_rate + 123)
-    try:
-        with _traceable(encoder) as filterbank:
-            whole = AudioToEmbedding(model, encoder, filterbank)
-            graphs["audio"] = _export("audio", whole, [audio], folder, runtime)
-    except (InferenceError, RuntimeError, ValueError) as error:
-        left_out = f"{encoder.kind}: {_reason(error)}"
-        for file in folder.glob("audio.onnx*"):
-            file.unlink()
+    graphs, left_out = _audio_graph(model, engine.encoder, folder, runtime)
     for name, (module, inputs) in todo.items():
-        graphs[name] = _export(name, module, inputs, folder, runtime)
+        # one row fewer and shorter than what is traced
+        fewer = [x[:1, :-3] if x.dim() > 1 else x[:1] - 3 for x in inputs]
+        graphs[name] = _export(name, module, [inputs, fewer], folder, runtime)
     if quantize:
         for name in list(graphs):
             graphs[f"{name}.int8"] = _quantized(name, folder, graphs[name], runtime)
@@ -183,6 +143,44 @@ def export_onnx(
     return facts
 
 
+def _audio_graph(
+    model: Any, encoder: Any, folder: Path, runtime: Any
+) -> tuple[dict[str, Any], str]:
+    """{"audio": graph} where the encoder can be traced, else why it cannot."""
+
+    def by_encoder(speech: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            lengths = torch.full((len(speech),), speech.shape[1])
+        return model.embed_audio(Padded(*encoder(speech, lengths)))[0]
+
+    rate = encoder.sample_rate
+    longest = int(rate * min(LONGEST_S, encoder.max_duration_s))
+    # What lies beyond the lengths is noise, too: it must not matter.
+    speech = 0.1 * torch.randn(3, longest)
+    shorter = speech[:, : longest * 2 // 3]
+    lengths = torch.tensor([shorter.shape[1], longest // 2, rate // 20])
+    precision, encoder.precision = encoder.precision, "float32"
+    try:
+        if encoder.kind == "beats":
+            frames: nn.Module = BeatsFrames(encoder)
+            cases = [
+                [shorter, lengths],
+                [speech[1:], torch.tensor([longest // 3, longest])],
+            ]
+        else:  # padding may reach the encoder: one clip at a time
+            frames, cases = ClipFrames(encoder), [[shorter[:1]], [speech[:1]]]
+        module = AudioToEmbedding(model, frames)
+        return {
+            "audio": _export("audio", module, cases, folder, runtime, by_encoder)
+        }, ""
+    except (InferenceError, RuntimeError, ValueError) as error:
+        for file in folder.glob("audio.onnx*"):
+            file.unlink()
+        return {}, f"{encoder.kind}: {_reason(error)}"
+    finally:
+        encoder.precision = precision
+
+
 def _onnxruntime() -> Any:
     try:
         import onnx  # noqa: F401
@@ -197,12 +195,25 @@ def _onnxruntime() -> Any:
 
 
 def _export(
-    name: str, module: nn.Module, inputs: list[Tensor], folder: Path, runtime: Any
+    name: str,
+    module: nn.Module,
+    cases: list[list[Tensor]],
+    folder: Path,
+    runtime: Any,
+    reference: Callable[..., Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Trace a module, write its graph, compare it on other sizes than those traced."""
-    names = {"audio": ["speech"], "frames": ["frames", "lengths"]}.get(
-        name, ["ids", "lengths"]
-    )
+    """Trace a module, write its graph, and compare it on sizes traced and others.
+
+    Args:
+        name: of the graph.
+        module: what is traced.
+        cases: inputs: those that are traced, and others.
+        folder: where <name>.onnx is written.
+        runtime: onnxruntime.
+        reference: what the graph must compute; None for the module.
+    """
+    inputs = cases[0]
+    names = [INPUTS[name], "lengths"][: len(inputs)]
     path = folder / f"{name}.onnx"
     module.eval()
     shapes = tuple(
@@ -226,15 +237,8 @@ def _export(
             dynamic_shapes=shapes,
             verbose=False,
         )
-        # one row fewer (of a batch) and shorter than what was traced
-        given = [x[:1, : x.shape[1] - 3] if x.dim() > 1 else x[:1] - 3 for x in inputs]
-        if name == "audio":
-            given = [inputs[0][:1, : inputs[0].shape[1] * 2 // 3]]
-        expected = [module(*inputs).numpy(), module(*given).numpy()]
-    fed = [
-        {n: x.numpy() for n, x in zip(names, rows, strict=True)}
-        for rows in (inputs, given)
-    ]
+        expected = [(reference or module)(*case).numpy() for case in cases]
+    fed = [{n: x.numpy() for n, x in zip(names, rows, strict=True)} for rows in cases]
     graph: dict[str, Any] = {"inputs": names, "given": fed, "expected": expected}
     graph.update(_measure(path, graph, runtime))
     if not graph["error"] <= TOLERANCE:
@@ -284,22 +288,6 @@ def _quantized(
             op_types_to_quantize=["MatMul", "Gemm"],
         )
     return {**graph, **_measure(path, graph, runtime)}
-
-
-@contextlib.contextmanager
-def _traceable(encoder: Any) -> Iterator[nn.Module | None]:
-    """BEATs with a filterbank that traces, for the time of the export."""
-    if encoder.kind != "beats":
-        yield None
-        return
-    attributes = encoder.frozen.module.__dict__
-    mean, std = encoder.fbank_mean, encoder.fbank_std
-    filterbank = Filterbank(encoder.sample_rate, MEL_BINS, mean, std)
-    attributes["preprocess"] = filterbank.forward  # before the method of that name
-    try:
-        yield filterbank
-    finally:
-        del attributes["preprocess"]
 
 
 @contextlib.contextmanager

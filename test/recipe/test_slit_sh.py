@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import tiny_recipe
 import tiny_system
+from hub_mirror import COMMIT, Hub, serving
 from launchers import StandIns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +154,63 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     for file in ("test_caption/caption/text", "test_qa/question_answering/text"):
         assert (again / file).read_text() == (decoded / file).read_text()
     assert (again / "RESULTS.md").is_file()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, tiny_parts):
+    """A recipe directory with a packed system, as zip and as folder, and its files."""
+    from espnet2_slit.bin import slit_pack
+
+    root = tmp_path_factory.mktemp("packed")
+    folder = root / "egs2" / "tiny" / "slit1"
+    subprocess.run([RECIPE / "setup.sh", folder], check=True, capture_output=True)
+    tiny_recipe.write_configs(folder / "conf", epochs=1)
+    system = tiny_system.system(root / "exp", tiny_parts)
+    (folder / "as folder").mkdir()
+    words = ["--exp", str(system), "--include_frozen", "true"]
+    for option, target in (("--outpath", "as_zip.zip"), ("--upload", "as folder")):
+        assert slit_pack.main([*words, option, str(folder / target)]) == 0
+    shutil.rmtree(root / "exp")  # nothing but what was packed is there
+    for n, kind in enumerate(KINDS):
+        soundfile.write(folder / f"{kind}.wav", *audio(kind, n))
+    rows = [{"audio": f"{k}.wav", "text": f"a {k}", "split": "test"} for k in KINDS]
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_downloaded_system_decodes_alike_as_zip_folder_and_repository(
+    packed, tmp_path
+):
+    files = {
+        str(path.relative_to(packed / "as folder")): path.read_bytes()
+        for path in (packed / "as folder").rglob("*")
+        if path.is_file()
+    }
+
+    class Repositories(Hub):
+        repositories = {"someone/as-repository": {"files": files}}
+        asked: list = []
+
+    command = ["./slit.sh", "--ngpu", "0", "--nj", "1", "--config", "tiny"]
+    command += ["--manifest", "my.jsonl", "--test_sets", "test_caption"]
+    texts = {}
+    with serving(Repositories) as address:
+        hub = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
+        hub |= {"HF_HOME": str(tmp_path / "hub"), "XDG_CACHE_HOME": str(tmp_path)}
+        for name, given, stage in (
+            ("as_zip", "as_zip.zip", "data"),
+            ("as_folder", "as folder/", "decode"),
+            ("as-repository", "someone/as-repository", "decode"),
+        ):
+            more = ["--stage", stage, "--stop_stage", "decode"]
+            out = run((packed, [*command, "--download_model", given]), *more, **hub)
+            assert "Training" not in out
+            decoded = packed / "exp" / name / "decode_tiny" / "test_caption"
+            texts[name] = (decoded / "caption" / "text").read_text()
+    assert len(set(texts.values())) == 1 and len(texts["as_zip"].splitlines()) == 3
+    # of the repository all files came from the mirror
+    fetched = {path.partition(f"/{COMMIT}/")[2] for _, path in Repositories.asked}
+    assert {"slit.json", "generator/model.pth"} <= fetched
 
 
 @pytest.mark.slow

@@ -291,6 +291,10 @@ class AudioEncoder(nn.Module):
             ),
         ):
             frames = self._encode(audio).float()
+        return self._combine(frames)
+
+    def _combine(self, frames: Tensor) -> Tensor:
+        """What `_encode` gives -> (N, F, D_a): states into one, frames pooled."""
         if self.trainable:  # (K, N, F, D_a) -> (N, F, D_a)
             share = self.layer_weights.float().softmax(dim=0).to(frames.device)
             frames = torch.einsum("k,knfd->nfd", share, frames)
