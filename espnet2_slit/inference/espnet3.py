@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,6 +186,7 @@ class SLITSystem(BaseSystem):
         config = self.demo_config
         out = Path(config.pack.out_dir)
         archive = pack(config.exp_dir, out / "model.zip", include_frozen=True)
+        shutil.rmtree(out / "model", ignore_errors=True)  # of an earlier run
         (out / "model").mkdir()
         extract(archive, out / "model")
         archive.unlink()
