@@ -136,6 +136,18 @@ def test_training_repeats_and_measuring_changes_nothing(trainer, data):
     )
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_trains(steps, trainer):
+    fit = importlib.import_module("mini.training").fit
+    layer = torch.nn.Linear(2, 1)
+    before = layer.weight.detach().clone()
+    batches = iter(torch.randn(steps, 4, 2))
+    loss_of = lambda batch: layer(batch).square().mean()  # noqa: E731
+    fit("layer", [layer], batches, steps, loss_of, "float32", 0.1, 100, lr=0.1)
+    assert next(batches, None) is None and not layer.training
+    assert steps == 1 or not torch.equal(layer.weight, before)
+
+
 @pytest.mark.parametrize(
     "made_in, asked, alike",
     [

@@ -93,6 +93,8 @@ def fit(
     weights = [weight for module in modules for weight in module.parameters()]
     optimizer = torch.optim.AdamW(groups or weights, fused=True, **how)
     rates = [group["lr"] for group in optimizer.param_groups]
+    if steps * warm_up == 1:  # PyTorch would divide by the steps before the peak, 0
+        warm_up *= 1.5
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, steps, pct_start=warm_up
     )
