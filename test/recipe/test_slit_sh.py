@@ -18,6 +18,8 @@ import tiny_system
 from hub_mirror import COMMIT, Hub, serving
 from launchers import StandIns
 
+from espnet2_slit.data.kaldi_dir import read_map
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs2" / "slit" / "slit1"
 pytestmark = pytest.mark.recipe
@@ -154,6 +156,23 @@ def test_a_manifest_goes_through_all_stages_and_a_second_run_repeats_nothing(rec
     for file in ("test_caption/caption/text", "test_qa/question_answering/text"):
         assert (again / file).read_text() == (decoded / file).read_text()
     assert (again / "RESULTS.md").is_file()
+
+
+def test_audio_is_kept_at_the_rate_that_is_asked_for(recipe):
+    folder, _ = recipe
+    words = [
+        "--stop_stage",
+        "data",
+        "--dumpdir",
+        "dump/22k",
+        "--cache_features",
+        "false",
+    ]
+    run(recipe, *words, "--fs", "22050")
+    found = read_map(folder / "dump/22k/raw/valid_caption/wav.scp")
+    assert {soundfile.info(folder / path).samplerate for path in found.values()} == {
+        22050
+    }
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ dumpdir=dump            # where checked audio and encoded clips go
 local_data_opts=        # corpus and options for local/data.sh
 local_data_dir=         # use the data directories there, of any ESPnet recipe, as they are
 manifest=               # CSV or JSONL with audio,text[,instruction,task,split,start,end]
+fs=16000                # Hz of the audio that the encoder gets, e.g. 48000 for one that hears more
 bad_audio=drop          # clips that the encoder cannot read: drop (counted, named) or stop
 reuse_features=         # finished "dump/a/set dump/b/set" whose clips need no encoding again
 cache_features=true     # false: the encoder runs inside training and decoding
@@ -182,7 +183,7 @@ stage_data() {
     find_test_sets
     mapfile -t all < <(sets)
     # shellcheck disable=SC2086  # a list of names
-    tool data prepare "${all[@]/#/${datadir}/}" --out "${dumpdir}/raw" --nj "${nj}" \
+    tool data prepare "${all[@]/#/${datadir}/}" --out "${dumpdir}/raw" --nj "${nj}" --sample-rate "${fs}" \
         --leakage "${leakage}" --train ${train_set} ${instruction_train_set} --test ${test_sets}
     if "${cache_features}"; then encode "${all[@]}"; fi
 }
@@ -230,11 +231,9 @@ stage_representation() {
 
 stage_generative() {
     local init=("${expdir}/${tag}_representation/${model_file}")
-    if "${skip_representation}"; then
-        init=("${checkpoints[@]}")
-    elif [ ! -e "${init[0]}" ]; then
-        die "no ${init[0]}: run stage representation first, or give --skip_representation true"
-    fi
+    "${skip_representation}" || [ -e "${init[0]}" ] || die "no ${init[0]}: run stage representation" \
+        "first, or give --skip_representation true"
+    if "${skip_representation}"; then init=("${checkpoints[@]}"); fi
     train generative "${train_set}" "${valid_set}" "${generative_config}" "${init[@]}"
 }
 
