@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import warnings
@@ -228,8 +229,8 @@ class LanguageModel(nn.Module):
             with self._project_only(rows, first[rows] + columns - 1):
                 output = self.frozen(
                     inputs_embeds=embedded,
-                    past_key_values=memory,
                     use_cache=memory is not None,
+                    **self._continuing(memory),
                 )
         logits = self._projected(output.logits, len(rows))
         labels = target_ids.masked_fill(~mask, IGNORED)[rows, columns]
@@ -462,7 +463,7 @@ class LanguageModel(nn.Module):
                 position_ids=seen.sum(dim=1, keepdim=True) + steps,
             )
         with self._project_only(rows, columns):
-            output = self.frozen(**inputs, past_key_values=cache, use_cache=True)
+            output = self.frozen(**inputs, use_cache=True, **self._continuing(cache))
         logits = self._projected(output.logits, len(rows))
         losses = nn.functional.cross_entropy(
             logits, tokens[:, 1:][rows, columns], reduction="none"
@@ -477,6 +478,14 @@ class LanguageModel(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         return self.frozen.module.get_input_embeddings()(ids)
+
+    def _continuing(self, cache: Any) -> dict[str, Any]:
+        """Keyword of `forward` for a cache: transformers 5.24 renames it."""
+        model = getattr(
+            self.frozen.module, "get_base_model", lambda: self.frozen.module
+        )()
+        known = inspect.signature(model.forward).parameters
+        return {"cache" if "cache" in known else "past_key_values": cache}
 
     def _head_memory(self, rows: int) -> Any:
         """Keys and values of the head for B rows, or None where it is read with each.

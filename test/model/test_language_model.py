@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import shutil
+import warnings
 
 import pytest
 import tiny
@@ -351,6 +352,16 @@ def test_audio_and_prompt_are_encoded_once_for_all_candidates(name, load):
         assert len(lengths_seen) == 1
     else:
         assert all(length < ids.shape[1] for _, length in lengths_seen[1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_asked_for_by_a_name_that_transformers_will_drop(name, load):
+    lm = load(name)
+    prompt, target = inputs(lm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        lm.loss(prefix_of(lm), prompt, target)
+        lm.score_candidates(prefix_of(lm), prompt, target, 4)
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])

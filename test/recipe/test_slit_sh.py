@@ -219,7 +219,7 @@ def test_a_downloaded_system_decodes_alike_as_zip_folder_and_repository(
         for name, given, stage in (
             ("as_zip", "as_zip.zip", "data"),
             ("as_folder", "as folder/", "decode"),
-            ("as-repository", "someone/as-repository", "decode"),
+            ("someone_as-repository", "someone/as-repository", "decode"),
         ):
             more = ["--stage", stage, "--stop_stage", "decode"]
             out = run((packed, [*command, "--download_model", given]), *more, **hub)

@@ -47,7 +47,9 @@ choose_system() {
     system=(--model "${final}")
     if [ -z "${download_model}" ]; then return; fi
     download_model=$(given "${download_model}")
-    final=${expdir}/$(plain "$(basename "${download_model%.zip}")")
+    final=${download_model//\//_} # of the Hub: two owners may have one of that name
+    if [ -e "${download_model}" ]; then final=$(basename "${download_model%.zip}"); fi
+    final=${expdir}/$(plain "${final}")
     train_set='' valid_set='' instruction_train_set='' instruction_valid_set='' leakage=ignore
     if [ -z "${audio_encoder_path}" ]; then cache_features=false; fi
     system=(--model "${download_model}" ${audio_encoder_path:+--audio_encoder "${audio_encoder_path}"}
