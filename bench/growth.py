@@ -19,7 +19,9 @@ Run it where the experiment's relative paths lead:
 import argparse
 import resource
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from scoring import make_captions
 from espnet2_slit.common import compat
 from espnet2_slit.scoring.metrics.captioning import ngram_scores, rouge_l
 from espnet2_slit.task import SLITTask
+from espnet2_slit.task.options import read_options
 
 compat.prepare_espnet_import()
 
@@ -79,8 +82,21 @@ def make_data(folder: Path, options: argparse.Namespace, samples: int) -> None:
     ]
 
 
-def measure(folder: Path, options: argparse.Namespace, args, samples: int) -> dict:
-    """Microseconds of CPU a sample, and the memory that the lists add."""
+def measure(args: argparse.Namespace, samples: int) -> dict:
+    """What a new process needs: the peak of another size would hide this one's."""
+    context = get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        return pool.submit(measure_here, Path(folder), args, samples).result()
+
+
+def measure_here(folder: Path, args: argparse.Namespace, samples: int) -> dict:
+    """Microseconds of CPU a sample, and the memory that the lists add at their peak."""
+    torch.set_num_threads(1)
+    options = read_options(Path(args.experiment) / "config.yaml", {})
+    options.num_workers, options.batch_type = 0, args.batch_type
     make_data(folder, options, samples)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     single = DistributedOption()
@@ -115,14 +131,9 @@ def measure(folder: Path, options: argparse.Namespace, args, samples: int) -> di
 def main() -> None:
     """Grow, print, write."""
     args = get_parser().parse_args()
-    torch.set_num_threads(1)
     rows, bars = {}, {}
     for samples in sorted(args.samples):
-        config = Path(args.experiment) / "config.yaml"
-        options = SLITTask._options_from_file(config, {})
-        options.num_workers, options.batch_type = 0, args.batch_type
-        with tempfile.TemporaryDirectory() as folder:
-            rows[samples] = measure(Path(folder), options, args, samples)
+        rows[samples] = measure(args, samples)
         print(samples, {k: round(v, 1) for k, v in rows[samples].items()}, flush=True)
         for name, value in rows[samples].items():
             if name.endswith("_us"):

@@ -755,6 +755,33 @@ def test_folders_train_what_their_files_train(stages, tmp_path, train_command):
     )
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lists_on_disk_give_the_batches_of_lists_in_memory(
+    tmp_path, tiny_features, train_command, monkeypatch, workers
+):
+    from espnet2.train.distributed_utils import DistributedOption
+
+    from espnet2_slit.task import SLITTask
+
+    command = train_command("instruction", tmp_path, f"--num_workers={workers}")
+    options = SLITTask.get_parser().parse_args(command)
+
+    def batches():
+        single = DistributedOption()
+        factory = SLITTask.build_iter_factory(options, single, mode="train")
+        kinds = {kind for _, kind in factory.dataset.debug_info.values()}
+        return kinds, list(factory.build_iter(1))
+
+    kinds, found = batches()
+    monkeypatch.delattr(SLITTask, "build_iter_options")  # what remains is ESPnet's
+    espnets, expected = batches()
+    assert kinds == {f"indexed_{kind}" for kind in espnets}
+    assert espnets == {"text", "kaldi_ark"} and len(found) == len(expected) > 1
+    for (ids, batch), (same_ids, same) in zip(found, expected, strict=True):
+        assert ids == same_ids and batch.keys() == same.keys()
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
+
+
 def test_folders_beside_other_files_are_refused(tmp_path, tiny_features, train_command):
     command = train_command("generative", tmp_path)
     with pytest.raises(ValueError, match="the folder or the files, not both"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet2_slit.common import compat
+from espnet2_slit.data.indexed_lines import by_index
 from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.data.prepare import prepare_sets
 
@@ -55,7 +56,7 @@ class Dataset(BaseDataset):
                 " Run the recipe's data stage, or give another path."
             )
         name = audio[0]
-        self.audio = ESPnetDataset([(str(folder / name), *AUDIO[name])])
+        self.audio = ESPnetDataset([by_index(str(folder / name), *AUDIO[name])])
         self.strings = {
             name: read_map(folder / file)
             for file, name in STRINGS.items()

@@ -18,6 +18,7 @@ from espnet2_slit.common.identity import fingerprint
 from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.common.weights import load_strictly, read_weights
 from espnet2_slit.data.feature_cache import check_features
+from espnet2_slit.data.indexed_lines import by_index
 from espnet2_slit.data.preprocessor import (
     SLITPreprocessor,
     load_qformer_tokenizer,
@@ -55,12 +56,14 @@ compat.prepare_espnet_import("espnet2.tasks.abs_task", "espnet2.train.collate_fn
 
 from espnet2.tasks.abs_task import (  # noqa: E402
     AbsTask,
+    IteratorOptions,
     optim_classes,
     scheduler_classes,
 )
 from espnet2.train.abs_espnet_model import AbsESPnetModel  # noqa: E402
 from espnet2.train.class_choices import ClassChoices  # noqa: E402
 from espnet2.train.collate_fn import CommonCollateFn  # noqa: E402
+from espnet2.train.distributed_utils import DistributedOption  # noqa: E402
 from espnet2.train.trainer import Trainer  # noqa: E402
 
 scheduler_classes["warmupcosine"] = WarmupCosine  # beside ESPnet's own names
@@ -93,6 +96,20 @@ class SLITTask(AbsTask):
         add_options(parser)
 
     # ------------------------------------------------------------------ data
+
+    @classmethod
+    def build_iter_options(
+        cls,
+        args: argparse.Namespace,
+        distributed_option: DistributedOption,
+        mode: str,
+    ) -> IteratorOptions:
+        """ESPnet's, with texts and frames looked up on disk and not in dictionaries."""
+        options = super().build_iter_options(args, distributed_option, mode)
+        options.data_path_and_name_and_type = [
+            by_index(*row) for row in options.data_path_and_name_and_type
+        ]
+        return options
 
     @classmethod
     @typechecked
