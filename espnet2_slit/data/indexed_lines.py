@@ -20,7 +20,7 @@ import numpy as np
 from espnet2_slit.common import compat
 from espnet2_slit.data.kaldi_dir import DataDirError
 
-compat.prepare_espnet_import()
+compat.prepare_espnet_import("espnet2.train.dataset")
 
 from espnet2.train.dataset import DATA_TYPES, AdapterForSoundScpReader  # noqa: E402
 
