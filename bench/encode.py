@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import yaml
 from alternate import alternate, machine, ratio, spread, write
+from espnet2.utils.nested_dict_action import NestedDictAction
+from prepare import data_directory
 
 from espnet2_slit.data import feature_cache
-from espnet2_slit.data.audio import is_audio
 from espnet2_slit.model.audio_encoder import build_audio_encoder
 
 
@@ -36,23 +36,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--encoder", default="beats")
     parser.add_argument("--encoder_path", required=True)
-    parser.add_argument("--encoder_conf", nargs="*", default=[], help="name=value")
+    parser.add_argument(
+        "--encoder_conf", action=NestedDictAction, default={}, help="name=value"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", help="JSON; a plot goes beside it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    files = sorted(p.resolve() for p in Path(args.audio).rglob("*") if is_audio(p))
-    files = files[: args.clips]
-    words = dict(word.split("=", 1) for word in args.encoder_conf)
-    conf = {name: yaml.safe_load(value) for name, value in words.items()}
-    encoder = build_audio_encoder(args.encoder, path=args.encoder_path, **conf).eval()
+    conf = {"path": args.encoder_path, **args.encoder_conf}
+    encoder = build_audio_encoder(args.encoder, **conf).eval()
     with tempfile.TemporaryDirectory() as work:
         source, turns = Path(work) / "source", count()
-        source.mkdir()
-        for name, line in (("wav.scp", "{0} {1}"), ("text", "{0} a sound")):
-            lines = [line.format(f"clip{i:06d}", f) for i, f in enumerate(files)]
-            (source / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files = data_directory(args.audio, args.clips, source)
 
         def slit() -> int:
             target = Path(work) / f"turn{next(turns)}"
@@ -79,10 +75,10 @@ def main() -> None:
     seconds = {n: spread([t["cpu_s"] for t in taken]) for n, taken in times.items()}
     rates = {name: len(files) / found["median"] for name, found in seconds.items()}
     print({name: f"{rate:.1f} clips a CPU second" for name, rate in rates.items()})
-    print(f"slit's CPU time over the loop's: {ratio(times, 'slit', 'plain')}")
+    ratios = {"plain": ratio(times, "slit", "plain")}
+    print(f"slit's CPU time over the loop's: {ratios['plain']}")
     if args.output:
-        found = {"plain": ratio(times, "slit", "plain")}
-        result = {"settings": vars(args), "machine": machine(), "ratios": found}
+        result = {"settings": vars(args), "machine": machine(), "ratios": ratios}
         write(result | {"times": times}, args.output, seconds, "CPU s")
 
 

@@ -24,6 +24,17 @@ from espnet2_slit.data.audio import is_audio
 from espnet2_slit.data.prepare import Options, prepare_sets
 
 
+def data_directory(recordings: str, clips: int, folder: Path) -> list[Path]:
+    """The first recordings below a folder, and a data directory of a sample each."""
+    found = sorted(p.resolve() for p in Path(recordings).rglob("*") if is_audio(p))
+    files = found[:clips]
+    folder.mkdir()
+    for name, line in (("wav.scp", "{0} {1}"), ("text", "{0} a sound")):
+        lines = [line.format(f"clip{i:06d}", f) for i, f in enumerate(files)]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
 def main() -> None:
     """List, alternate, print, write."""
     parser = argparse.ArgumentParser(
@@ -36,14 +47,9 @@ def main() -> None:
     parser.add_argument("--output", help="JSON; a plot goes beside it")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(p.resolve() for p in Path(args.audio).rglob("*") if is_audio(p))
-    files = files[: args.clips]
     with tempfile.TemporaryDirectory() as work:
         source, turns = Path(work) / "source", count()
-        source.mkdir()
-        for name, line in (("wav.scp", "{0} {1}"), ("text", "{0} a sound")):
-            lines = [line.format(f"clip{i:06d}", f) for i, f in enumerate(files)]
-            (source / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files = data_directory(args.audio, args.clips, source)
 
         def slit() -> int:
             target = Path(work) / f"turn{next(turns)}" / "set"
