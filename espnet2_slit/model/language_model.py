@@ -16,12 +16,9 @@ The head is what stands before a user's text; the prompt's ids carry what comes 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import inspect
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +30,13 @@ from torch import Tensor, nn
 from espnet2_slit.common.identity import fingerprint
 from espnet2_slit.common.padded import IGNORED, Padded, is_on_host
 from espnet2_slit.data.prompt_encoder import PromptEncoder
+from espnet2_slit.model.causal_decoding import CausalDecoder
 from espnet2_slit.model.cpu_attention import use_fast_attention
 from espnet2_slit.model.frozen import Frozen
-from espnet2_slit.model.t5_decoding import Search, decodes_quickly
+from espnet2_slit.model.kv_cache import has_plain_layers, rows_of, select_rows
+from espnet2_slit.model.lora import add_lora, merge_lora
+from espnet2_slit.model.search import Search, TokenDecoder
+from espnet2_slit.model.t5_decoding import T5Decoder, decodes_quickly
 
 # Tokens before the audio from which on they are read once for all rows of a batch.
 SHARED_HEAD = 8
@@ -156,7 +157,7 @@ class LanguageModel(nn.Module):
         )
         self._reset_generation(model, stop_ids)
         use_fast_attention(model)
-        adapters = {} if lora is None else _add_lora(model, lora)
+        adapters = {} if lora is None else add_lora(model, lora)
         self.frozen = Frozen(model)
         # torch forbids dots in a parameter's own name.
         self.adapters = nn.ParameterDict(
@@ -167,6 +168,7 @@ class LanguageModel(nn.Module):
             row = torch.tensor(ids, dtype=torch.long)
             self.register_buffer(name, row, persistent=False)
         self._shares_head = text.kind == "causal" and len(text.head) >= SHARED_HEAD
+        self._reads_once = True  # for all beams; until a cache says that it cannot
         self._heads: dict = {}  # of `_head_memory`: frozen, so once is enough
 
     # ------------------------------------------------------------------ text
@@ -296,9 +298,12 @@ class LanguageModel(nn.Module):
             not options.do_sample and not network.generation_config.forced_bos_token_id
         )
         enough = (1 + len(stop_ids)) * options.num_beams <= self.vocabulary
-        if decodes_quickly(network) and usual and enough:
+        decode = None
+        if usual and enough:
+            decode = self._token_decoder(embedded, used, options.max_new_tokens)
+        if decode is not None:
             search = Search(
-                self._start_id,
+                [self._start_id] if self.kind == "seq2seq" else [],
                 stop_ids,
                 options.max_new_tokens,
                 options.min_new_tokens,
@@ -306,14 +311,44 @@ class LanguageModel(nn.Module):
                 options.length_penalty,
                 rules,
             )
-            states, _ = self._encode(embedded, used)
-            found = search.run(network, states[0], used)
+            found = search.run(decode)
             return [ids for texts in found for ids in texts[: max(1, options.rerank)]]
         return network.generate(
             inputs_embeds=embedded,
             attention_mask=used.long(),
             generation_config=self._generation_config(options),
             logits_processor=rules,
+        )
+
+    def _token_decoder(
+        self, embedded: Tensor, used: Tensor, steps: int
+    ) -> TokenDecoder | None:
+        """What `Search` asks, having read (B, N, D_l); None: left to transformers."""
+        if self.kind == "seq2seq":
+            if not decodes_quickly(self.frozen.module):
+                return None
+            states, _ = self._encode(embedded, used)
+            return T5Decoder(self.frozen.module, states[0], used, steps)
+        if not self._reads_once:
+            return None
+        output = self._read(embedded, used)
+        self._reads_once = has_plain_layers(output.past_key_values)
+        if not self._reads_once:
+            return None
+
+        def go_on(cache: Any, **inputs: Tensor) -> Any:
+            return self.frozen(**inputs, use_cache=True, **self._continuing(cache))
+
+        return CausalDecoder(go_on, output, used)
+
+    def _read(self, embedded: Tensor, used: Tensor) -> Any:
+        """A causal model's output for (B, N, D_l), with its cache, aligned right."""
+        return self.frozen(
+            inputs_embeds=embedded,
+            attention_mask=used.long(),
+            position_ids=(used.long().cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
         )
 
     @torch.no_grad()
@@ -409,13 +444,7 @@ class LanguageModel(nn.Module):
         else:
             states = None
             embedded, used = _align(embedded, used, "right")
-            output = self.frozen(
-                inputs_embeds=embedded,
-                attention_mask=used.long(),
-                position_ids=(used.long().cumsum(dim=1) - 1).clamp(min=0),
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            output = self._read(embedded, used)
         first = output.logits[:, -1].float().log_softmax(dim=-1)  # (B, V)
         mask = candidates.mask().to(ids.device)
         lengths = mask.sum(dim=1).tolist()
@@ -431,7 +460,7 @@ class LanguageModel(nn.Module):
             tokens = ids[chosen, :longest]  # (N, L)
             total = first[clips, tokens[:, 0]]
             if longest > 1:
-                cache = _select(output.past_key_values, clips)
+                cache = select_rows(output.past_key_values, clips)
                 real = mask[chosen, :longest]
                 total = total + self._continue(tokens, real, cache, clips, used, states)
             scores[clips, chosen] = total
@@ -494,7 +523,7 @@ class LanguageModel(nn.Module):
         Of a chat model's caption sample it is nearly half of the tokens: its part of a
         step takes 0.65 of the time, with LoRA 0.81 (bench/shared_head.py).
         """
-        from transformers.cache_utils import DynamicCache, DynamicLayer
+        from transformers.cache_utils import DynamicCache
 
         if not self._shares_head:
             return None
@@ -511,15 +540,13 @@ class LanguageModel(nn.Module):
                 reader = self.frozen.module.base_model  # without the vocabulary
                 output = reader(inputs_embeds=head, use_cache=True)
             cache = getattr(output, "past_key_values", None)
-            # the state of a recurrence, or a window that slides, is not shared so
-            layers = getattr(cache, "layers", None) or [None]
-            self._shares_head = all(type(layer) is DynamicLayer for layer in layers)
+            self._shares_head = has_plain_layers(cache)
             if not self._shares_head:
                 return None
             if not self.adapters:
                 self._heads[key] = cache
         kept = [(layer.keys, layer.values) for layer in cache.layers]
-        return DynamicCache([(_rows_of(k, rows), _rows_of(v, rows)) for k, v in kept])
+        return DynamicCache([(rows_of(k, rows), rows_of(v, rows)) for k, v in kept])
 
     def _inputs(
         self, prefix: Padded, prompt: Padded | None, with_head: bool = True
@@ -595,6 +622,11 @@ class LanguageModel(nn.Module):
                 module.train(mode)
         return self
 
+    def merge_adapters(self) -> None:
+        """For good: to write, not to train on; see `merge_lora`."""
+        if self.adapters:
+            merge_lora(self.frozen.module)
+
     def identity(self) -> dict:
         """What was trained with: plain values to compare when a model is loaded."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
@@ -616,37 +648,6 @@ class LanguageModel(nn.Module):
             "layout": self.text.layout
             and json.loads(json.dumps(asdict(self.text.layout))),
         }
-
-
-# ---------------------------------------------------------------------- parts
-
-
-def _add_lora(model: nn.Module, lora: dict) -> dict[str, nn.Parameter]:
-    """Put LoRA adapters into the model; returns their parameters, in float32."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError(
-            "language_model_conf.lora needs PEFT, which is not installed: "
-            "pip install 'espnet2_slit[lora]'"
-        ) from error
-    before = {id(parameter) for parameter in model.parameters()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
-        peft.inject_adapter_in_model(peft.LoraConfig(**lora), model)
-    added = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in before
-    }
-    for parameter in added.values():
-        parameter.data = parameter.data.float()
-    logging.info(
-        "LoRA: %d trainable parameters in %d tensors",
-        sum(parameter.numel() for parameter in added.values()),
-        len(added),
-    )
-    return added
 
 
 # ------------------------------------------------- does the tokenizer fit the model
@@ -721,22 +722,3 @@ def _align(embedded: Tensor, used: Tensor, side: str) -> tuple[Tensor, Tensor]:
     order = rank.to(torch.uint8).argsort(dim=1, stable=True)  # (B, N)
     index = order.unsqueeze(-1).expand_as(embedded)
     return embedded.gather(1, index), used.gather(1, order)
-
-
-def _rows_of(one: Tensor, rows: int) -> Tensor:
-    """(1, H, L, d) as a view of B rows."""
-    return one.expand(rows, -1, -1, -1)
-
-
-def _select(cache: Any, rows: Tensor) -> Any:
-    """A new cache with these rows of an old one, which stays as it is."""
-    cache = copy.copy(cache)
-    if hasattr(cache, "self_attention_cache"):
-        cache.self_attention_cache = _select(cache.self_attention_cache, rows)
-        cache.cross_attention_cache = _select(cache.cross_attention_cache, rows)
-        cache.is_updated = dict(cache.is_updated)
-        return cache
-    # Layers replace their tensors when they grow, so a shallow copy is enough.
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    cache.batch_select_indices(rows)
-    return cache

@@ -12,7 +12,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from espnet2_slit.model.t5_decoding import Search, decodes_quickly
+from espnet2_slit.model.search import Search
+from espnet2_slit.model.t5_decoding import T5Decoder, decodes_quickly
 
 START, STOPS, PAD = 0, [1, 5, 7, 11], 2
 CONFIGS = {
@@ -99,7 +100,8 @@ def plain(model, embedded, used, options, rules=()):
 def quick(model, embedded, used, options, rules=()):
     states = model.get_encoder()(inputs_embeds=embedded, attention_mask=used.long())
     stops = model.generation_config.eos_token_id
-    return Search(START, stops, rules=rules, **options).run(model, states[0], used)
+    decode = T5Decoder(model, states[0], used, options["max_new_tokens"])
+    return Search([START], stops, rules=rules, **options).run(decode)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
