@@ -163,7 +163,7 @@ def load_component(
         overrides=overrides,
         with_audio_encoder=weighted,
     )
-    if model.language_model is not None:
+    if config.get("language_model"):
         model.language_model.merge_adapters()
     preprocess = SLITTask.build_preprocess_fn(options, train=False)
     return Component(model, options, preprocess, Path(config_file), Path(model_file))

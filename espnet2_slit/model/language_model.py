@@ -169,7 +169,8 @@ class LanguageModel(nn.Module):
             self.register_buffer(name, row, persistent=False)
         self._shares_head = text.kind == "causal" and len(text.head) >= SHARED_HEAD
         self._reads_once = True  # for all beams; until a cache says that it cannot
-        self._heads: dict = {}  # of `_head_memory`: frozen, so once is enough
+        self._is_fixed = not self.adapters  # nothing in it will change
+        self._heads: dict = {}  # of `_head_memory`: fixed, so once is enough
 
     # ------------------------------------------------------------------ text
 
@@ -273,25 +274,24 @@ class LanguageModel(nn.Module):
             outer blanks; beams stand in their order, the best first.
         """
         options = options or GenerationOptions()
-        embedded, used = self._inputs(prefix, prompt)
-        # Decoders continue at the right end, so their padding stands at the left.
-        side = "left" if self.kind == "seq2seq" else "right"
-        embedded, used = _align(embedded, used, side)
         seeded = options.do_sample and options.seed is not None
-        devices = [embedded.device] if embedded.is_cuda else []
+        device = prefix.values.device
+        devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seeded):
             if seeded:  # torch.manual_seed would seed devices that are not in use, too
                 torch.default_generator.manual_seed(options.seed)
                 for device in devices:
                     generator = torch.cuda.default_generators[device.index]
                     generator.manual_seed(options.seed)
-            ids = self._write(embedded, used, options)
+            ids = self._write(prefix, prompt, options)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        texts, count = [text.strip() for text in texts], len(ids) // len(embedded)
+        texts, count = [text.strip() for text in texts], max(1, options.rerank)
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
-    def _write(self, embedded: Tensor, used: Tensor, options: GenerationOptions) -> Any:
-        """Ids of max(1, rerank) texts for each row of (B, N, D_l), in their order."""
+    def _write(
+        self, prefix: Padded, prompt: Padded | None, options: GenerationOptions
+    ) -> Any:
+        """Ids of max(1, rerank) texts for each of B rows, in their order."""
         network, rules = self.frozen.module, self._logits_processors(options)
         stop_ids = network.generation_config.eos_token_id
         usual = (
@@ -300,7 +300,7 @@ class LanguageModel(nn.Module):
         enough = (1 + len(stop_ids)) * options.num_beams <= self.vocabulary
         decode = None
         if usual and enough:
-            decode = self._token_decoder(embedded, used, options.max_new_tokens)
+            decode = self._token_decoder(prefix, prompt, options.max_new_tokens)
         if decode is not None:
             search = Search(
                 [self._start_id] if self.kind == "seq2seq" else [],
@@ -313,6 +313,9 @@ class LanguageModel(nn.Module):
             )
             found = search.run(decode)
             return [ids for texts in found for ids in texts[: max(1, options.rerank)]]
+        # Decoders continue at the right end, so their padding stands at the left.
+        side = "left" if self.kind == "seq2seq" else "right"
+        embedded, used = _align(*self._inputs(prefix, prompt), side)
         return network.generate(
             inputs_embeds=embedded,
             attention_mask=used.long(),
@@ -321,17 +324,17 @@ class LanguageModel(nn.Module):
         )
 
     def _token_decoder(
-        self, embedded: Tensor, used: Tensor, steps: int
+        self, prefix: Padded, prompt: Padded | None, steps: int
     ) -> TokenDecoder | None:
-        """What `Search` asks, having read (B, N, D_l); None: left to transformers."""
+        """What `Search` asks, having read its clips; None: left to transformers."""
         if self.kind == "seq2seq":
             if not decodes_quickly(self.frozen.module):
                 return None
-            states, _ = self._encode(embedded, used)
+            states, used = self._encode(*self._inputs(prefix, prompt))
             return T5Decoder(self.frozen.module, states[0], used, steps)
         if not self._reads_once:
             return None
-        output = self._read(embedded, used)
+        output, used = self._read(prefix, prompt)
         self._reads_once = has_plain_layers(output.past_key_values)
         if not self._reads_once:
             return None
@@ -341,15 +344,27 @@ class LanguageModel(nn.Module):
 
         return CausalDecoder(go_on, output, used)
 
-    def _read(self, embedded: Tensor, used: Tensor) -> Any:
-        """A causal model's output for (B, N, D_l), with its cache, aligned right."""
-        return self.frozen(
+    def _read(self, prefix: Padded, prompt: Padded | None) -> tuple[Any, Tensor]:
+        """A causal model's output for head, prefix and prompt, with its cache.
+
+        Returns:
+            It, and (B, N) where the cache is real; logits are those of the last place.
+        """
+        memory = self._head_memory(len(prefix.values))
+        embedded, used = self._inputs(prefix, prompt, with_head=memory is None)
+        embedded, used = _align(embedded, used, "right")
+        count = embedded.shape[1]
+        if memory is not None:
+            used = nn.functional.pad(used, (len(self._head), 0), value=True)
+        output = self.frozen(
             inputs_embeds=embedded,
             attention_mask=used.long(),
-            position_ids=(used.long().cumsum(dim=1) - 1).clamp(min=0),
+            position_ids=(used.long().cumsum(dim=1) - 1).clamp(min=0)[:, -count:],
             use_cache=True,
             logits_to_keep=1,
+            **self._continuing(memory),
         )
+        return output, used
 
     @torch.no_grad()
     def embed_prompt(
@@ -430,11 +445,11 @@ class LanguageModel(nn.Module):
             (B, C) float32 sums over tokens, EOS included, in nats; divide by
             the candidates' lengths for means per token.
         """
-        embedded, used = self._inputs(prefix, prompt)
-        clips_count, ids = len(prefix.values), candidates.values.to(embedded.device)
+        clips_count = len(prefix.values)
+        ids = candidates.values.to(prefix.values.device)
         if self.kind == "seq2seq":
             start = ids.new_full((clips_count, 1), self._start_id)
-            states, used = self._encode(embedded, used)
+            states, used = self._encode(*self._inputs(prefix, prompt))
             output = self.frozen(
                 encoder_outputs=states,
                 attention_mask=used,
@@ -443,8 +458,7 @@ class LanguageModel(nn.Module):
             )
         else:
             states = None
-            embedded, used = _align(embedded, used, "right")
-            output = self._read(embedded, used)
+            output, used = self._read(prefix, prompt)
         first = output.logits[:, -1].float().log_softmax(dim=-1)  # (B, V)
         mask = candidates.mask().to(ids.device)
         lengths = mask.sum(dim=1).tolist()
@@ -519,7 +533,7 @@ class LanguageModel(nn.Module):
     def _head_memory(self, rows: int) -> Any:
         """Keys and values of the head for B rows, or None where it is read with each.
 
-        It is the same for all: read once a batch with LoRA, once a training without.
+        It is the same for all: read once a batch while LoRA trains, else but once.
         Of a chat model's caption sample it is nearly half of the tokens: its part of a
         step takes 0.65 of the time, with LoRA 0.81 (bench/shared_head.py).
         """
@@ -527,14 +541,14 @@ class LanguageModel(nn.Module):
 
         if not self._shares_head:
             return None
-        if self.adapters and not is_on_host(self._head):
+        if not self._is_fixed and not is_on_host(self._head):
             return None  # more kernels to start in each step
         device = self._head.device
         cast = torch.is_autocast_enabled(device.type)
         key = (device, torch.get_autocast_dtype(device.type) if cast else None)
         cache = self._heads.get(key)
         if cache is None:
-            trains = bool(self.adapters) and torch.is_grad_enabled()
+            trains = not self._is_fixed and torch.is_grad_enabled()
             with torch.set_grad_enabled(trains):
                 head = self._embed(self._head)[None]
                 reader = self.frozen.module.base_model  # without the vocabulary
@@ -543,7 +557,7 @@ class LanguageModel(nn.Module):
             self._shares_head = has_plain_layers(cache)
             if not self._shares_head:
                 return None
-            if not self.adapters:
+            if self._is_fixed:
                 self._heads[key] = cache
         kept = [(layer.keys, layer.values) for layer in cache.layers]
         return DynamicCache([(rows_of(k, rows), rows_of(v, rows)) for k, v in kept])
@@ -626,6 +640,7 @@ class LanguageModel(nn.Module):
         """For good: to write, not to train on; see `merge_lora`."""
         if self.adapters:
             merge_lora(self.frozen.module)
+        self._is_fixed = True
 
     def identity(self) -> dict:
         """What was trained with: plain values to compare when a model is loaded."""

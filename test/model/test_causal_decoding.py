@@ -8,7 +8,7 @@ from espnet2_slit.common.padded import Padded
 from espnet2_slit.model.language_model import GenerationOptions, LanguageModel
 from espnet2_slit.model.load_language_model import load_language_model
 
-FAMILIES = "llama", "qwen3", "gpt2", "opt"
+FAMILIES = "llama", "qwen3", "gpt2", "opt", "llama of a long head"
 OPTIONS = {
     "greedy": GenerationOptions(num_beams=1, max_new_tokens=9),
     "beams": GenerationOptions(num_beams=5, max_new_tokens=9, rerank=5),
@@ -31,8 +31,10 @@ LORA = dict(r=4, lora_alpha=64, target_modules="all-linear")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lm(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    model = load_language_model(tiny.LANGUAGE_MODELS[request.param](folder))
+    family, _, head = request.param.partition(" of ")
+    folder = tiny.LANGUAGE_MODELS[family](tmp_path_factory.mktemp(family))
+    options = {"layout": {"head": list(range(3, 15))}} if head else {}
+    model = load_language_model(folder, **options)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         for weight in model.frozen.module.parameters():  # else all say the same
@@ -74,7 +76,9 @@ def test_prefix_and_prompt_are_read_once_for_all_beams(lm, monkeypatch):
     note.__wrapped__ = forward
     monkeypatch.setattr(lm.frozen.module, "forward", note)
     lm.generate(*inputs(lm), GenerationOptions(num_beams=4, max_new_tokens=6))
-    assert read[0][0] == 3 and read[0][1] > 5
+    longest = max(len(row) for row in inputs(lm)[1].values)
+    head = 0 if lm._shares_head else len(lm._head)  # read before, by the layers alone
+    assert read[0] == (3, head + 5 + longest)
     assert read[1:] and set(read[1:]) == {(12, 1)}
 
 
