@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
 
 # A minus, not a hyphen: before a number, after a blank or an opening sign.
 _SIGN = re.compile(r"(?<![^\s(\[=<>~:])[-−](?=\d)")
@@ -34,3 +36,23 @@ def bare(text: str) -> str:
 def normalize_caption(text: str) -> str:
     """What equal captions have in common: `bare`, or the text where that is empty."""
     return bare(text) or text.strip()
+
+
+def named_labels(text: str, labels: Iterable[str]) -> set[str]:
+    """Labels that stand in a text as whole words; the longest where they overlap.
+
+    >>> named_labels("A crying baby.", ["baby", "crying baby", "rain"])
+    {'crying baby'}
+    """
+    rest, found = _words(text), set()
+    for label in sorted(labels, key=len, reverse=True):
+        words = _words(label)
+        if words in rest and words.strip():
+            found.add(label)
+            rest = rest.replace(words, "  ")
+    return found
+
+
+@lru_cache(maxsize=10_000)  # each label is looked for in each caption
+def _words(text: str) -> str:
+    return f" {bare(text)} "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from espnet2_slit.common.files import read_lines
-from espnet2_slit.common.texts import bare, normalize_caption
+from espnet2_slit.common.texts import named_labels, normalize_caption
 from espnet2_slit.data.kaldi_dir import read_map
 from espnet2_slit.scoring.metrics.bootstrap import Items, Score, mean_items
 from espnet2_slit.scoring.metrics.captioning import CaptionOptions, score_captions
@@ -85,26 +84,6 @@ def _add_named_labels(
     score: dict[str, Score] = {"label_named": mean_items(named)}
     chance = {"label_named": commonest / len(asked)}
     task.add(("labels",), score, protocol, len(asked), [ids[i] for i in asked], chance)
-
-
-def named_labels(text: str, labels: Sequence[str]) -> set[str]:
-    """Labels that stand in a text as whole words; the longest where they overlap.
-
-    >>> named_labels("A crying baby.", ["baby", "crying baby", "rain"])
-    {'crying baby'}
-    """
-    rest, found = _words(text), set()
-    for label in sorted(labels, key=len, reverse=True):
-        words = _words(label)
-        if words in rest and words.strip():
-            found.add(label)
-            rest = rest.replace(words, "  ")
-    return found
-
-
-@lru_cache(maxsize=10_000)  # each label is looked for in each caption
-def _words(text: str) -> str:
-    return f" {bare(text)} "
 
 
 def caption_chance(

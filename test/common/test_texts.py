@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espnet2_slit.common.texts import bare, normalize_caption
+from espnet2_slit.common.texts import bare, named_labels, normalize_caption
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,17 @@ def test_twice_changes_nothing(text):
 def test_a_caption_of_signs_alone_keeps_them():
     assert normalize_caption("Hello -- World!") == "hello world"
     assert normalize_caption(" ?! ") == "?!"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("rain rain", {"rain"}),
+        ("a train", set()),
+        ("the crying baby and a baby", {"crying baby", "baby"}),
+        ("", set()),
+    ],
+)
+def test_labels_are_whole_words_and_the_longest_wins(text, names):
+    labels = ["rain", "baby", "crying baby", "sea waves"]
+    assert named_labels(text, labels) == names

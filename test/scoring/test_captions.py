@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from espnet2_slit.scoring.captions import named_labels
 from espnet2_slit.scoring.metrics.score_table import ScoreTable
 from espnet2_slit.scoring.test_sets import score_predictions
 
@@ -34,16 +31,3 @@ def test_captions_that_name_other_labels_are_wrong(tmp_path):
     score_predictions(table, data, "caption", path)
     row = table.row("calls/caption/labels/label_named")
     assert (row.value, row.chance, row.n) == (0.25, 0.5, 4)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("rain rain", {"rain"}),
-        ("a train", set()),
-        ("the crying baby and a baby", {"crying baby", "baby"}),
-        ("", set()),
-    ],
-)
-def test_labels_are_whole_words_and_the_longest_wins(text, names):
-    assert named_labels(text, LABELS) == names

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet2_slit.common.files import read_lines
+from espnet2_slit.common.texts import named_labels
 from espnet2_slit.data import kaldi_dir
 from espnet2_slit.data.clips import read_clips
 from espnet2_slit.data.corpora.base import CAPTION, CLASS, QUESTION
@@ -359,14 +360,10 @@ def _verification(
 
 def _alike(one: str, other: str, labels: Sequence[str]) -> bool:
     """Whether a caption may be true of the other's clip: a label or half the words."""
-    one, other = one.lower(), other.lower()
-    named, also_named = (
-        {label for label in labels if label.lower() in caption}
-        for caption in (one, other)
-    )
+    named, also_named = named_labels(one, labels), named_labels(other, labels)
     if named and also_named:
         return bool(named & also_named)
-    words, others = set(one.split()), set(other.split())
+    words, others = set(one.lower().split()), set(other.lower().split())
     return 2 * len(words & others) >= len(words | others)
 
 

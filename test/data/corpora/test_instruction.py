@@ -102,6 +102,21 @@ def test_verification_never_calls_a_right_caption_wrong(sets, tmp_path, column):
     assert 140 < wrong < 220  # half of 360
 
 
+def test_a_label_within_another_word_is_not_that_label(sets, tmp_path, column):
+    captions = tmp_path / "label_captions"
+    caption_labels(sets["labels"], captions)
+    labels = captions / "labels"
+    labels.write_text("dog\nbulldog\n")
+    text = column(captions, "text")
+    said = {id: ("A bulldog.", "A dog.")[i % 2] for i, id in enumerate(text)}
+    lines = (f"{id} {caption}\n" for id, caption in said.items())
+    (captions / "text").write_text("".join(lines))
+    mix([captions], tmp_path / "mixed", Wording(TEMPLATES, verification=20))
+    answers = column(tmp_path / "mixed", "text")
+    wrong = [s for s, a in answers.items() if "verification" in s and a == "no"]
+    assert 140 < len(wrong) < 220  # half of 360: none but these two could be wrong
+
+
 def test_captions_of_labels_are_sentences(sets, tmp_path, column):
     out = tmp_path / "captions"
     assert caption_labels(sets["many_labels"], out) == 1
