@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--batch_seconds",
         type=float,
         default=160.0,
-        help="padded seconds of audio in one call of the encoder",
+        help="padded seconds of audio that are encoded at once",
     )
     parser.add_argument(
         "--shard_clips", type=int, default=1000, help="clips per file; what is resumed"

@@ -8,12 +8,15 @@ audio to `audio`, encoding to the audio encoder, and training to ESPnet's data t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -376,7 +379,7 @@ def encode(
         output_dir: folder of the cache.
         job: number of this job, from 1.
         num_jobs: jobs that share the shards.
-        batch_seconds: padded seconds of audio in one encoder call.
+        batch_seconds: padded seconds of audio that are encoded at once.
         device: torch device.
         bad_audio: as for `measure`.
         tolerance: as for `write_matrix`.
@@ -415,10 +418,11 @@ def encode(
         job, num_jobs, len(durations_s), seconds / 3600, size / 1e9, output_dir,
     )  # fmt: skip
     started, done_s = time.monotonic(), 0.0
+    calls = _calls_at_once(device)
     for number in todo:
         usable = [key for key in work.shards[number] if key in durations_s]
         left_out = {key: dropped[key] for key in work.shards[number] if key in dropped}
-        batches = length_batches(durations_s, usable, batch_seconds)
+        batches = length_batches(durations_s, usable, batch_seconds / calls)
         paths = _shard_paths(output_dir, number)
         groups = [[work.clips[key] for key in batch] for batch in batches]
         _encode_shard(
@@ -462,18 +466,21 @@ def _encode_shard(
                 fail(clip, error)
         return loaded
 
+    turns = threading.Semaphore(_calls_at_once(device))
+
+    def encoded(batch: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
+        loaded = load(batch)
+        with turns:
+            return _encode_loaded(encoder, loaded, device, fail)
+
     note.unlink(missing_ok=True)
     entries: dict[str, list[int]] = {}  # clip id -> [offset, frames]
     total = sum(map(len, batches))
-    with ThreadPoolExecutor(1) as reader, atomic(ark, durable=True) as stream:
-        # The next batch is decoded while the encoder works on this one.
-        pending = reader.submit(load, batches[0] if batches else [])
+    with _a_thread_each(device) as calls, atomic(ark, durable=True) as stream:
         last_report = time.monotonic()
-        for i in range(len(batches)):
-            loaded = pending.result()
-            if i + 1 < len(batches):
-                pending = reader.submit(load, batches[i + 1])
-            for clip, frames in _encode_loaded(encoder, loaded, device, fail):
+        # one batch more than are encoded is decoded
+        for pairs in _in_order(encoded, batches, calls + 1):
+            for clip, frames in pairs:
                 try:
                     offset = write_matrix(stream, clip.id, frames, tolerance)
                 except FeatureCacheError as error:
@@ -491,9 +498,48 @@ def _encode_shard(
             "bytes": ark.stat().st_size,
             "sha256": sha256(ark),
             "clips": dict(sorted(entries.items())),
-            "dropped": left_out,
+            "dropped": dict(sorted(left_out.items())),
         },
     )
+
+
+def _calls_at_once(device: str) -> int:
+    """Batches that are encoded side by side: as many as torch has threads on a CPU.
+
+    Small encoders gain nothing from two threads within a product: with two batches in a
+    thread each, the mini recipe's takes 0.57 of the time.
+    """
+    import torch
+
+    return torch.get_num_threads() if device == "cpu" else 1
+
+
+@contextlib.contextmanager
+def _a_thread_each(device: str) -> Iterator[int]:
+    """`_calls_at_once`, and within it one thread for each of them."""
+    import torch
+
+    threads, calls = torch.get_num_threads(), _calls_at_once(device)
+    if calls > 1:
+        torch.set_num_threads(1)
+    try:
+        yield calls
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_order(
+    work: Callable[[Any], Any], items: Iterable[Any], workers: int
+) -> Iterator[Any]:
+    """work(item) of each, in the order of items, some at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _encode_loaded(

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -182,6 +184,43 @@ def test_frames_do_not_depend_on_batch_or_jobs(data_dir, tmp_path):
         np.testing.assert_allclose(one[sample], other[sample], atol=2e-3)
     one.close()
     other.close()
+
+
+def test_on_a_cpu_each_thread_encodes_a_batch(data_dir, tmp_path):
+    """Two at once, and never three: the first waits for the second."""
+    threads = torch.get_num_threads()
+    met, inside = threading.Event(), []
+
+    class Meets(PlainEncoder):
+        def forward(self, speech, speech_lengths):
+            inside.append(torch.get_num_threads())
+            assert inside == [1] * len(inside) and len(inside) <= 2
+            if len(inside) == 2:
+                met.set()
+            assert met.wait(timeout=30)
+            time.sleep(0.05)  # for a third to come
+            inside.pop()
+            return super().forward(speech, speech_lengths)
+
+    try:
+        torch.set_num_threads(2)
+        encode_set(
+            data_dir, tmp_path / "two", Meets(), batch_seconds=2.4, shard_clips=7
+        )
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        encode_set(data_dir, tmp_path / "one", batch_seconds=2.4, shard_clips=7)
+    finally:
+        torch.set_num_threads(threads)
+    one, two = (
+        kaldi_matrix.FeatureReader(tmp_path / name / "feats.scp")
+        for name in ("one", "two")
+    )
+    assert list(one) == list(two)
+    for sample in one:
+        np.testing.assert_allclose(two[sample], one[sample], atol=2e-3)
+    one.close()
+    two.close()
 
 
 def test_other_files_are_copied_with_shapes(data_dir, tmp_path):
