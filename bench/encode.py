@@ -3,6 +3,7 @@
 
 slit     `slit encode`: clips of like length in one batch, 16 bits a value, shards that
          a killed job goes on from, checksums, an index
+within   the same, all threads in each product, one batch at a time (with --threads 2)
 plain    soundfile.read, the encoder on this clip alone, numpy.save
 
     python bench/encode.py --audio downloads/mini/audio/mini_test --clips 200 \\
@@ -15,6 +16,7 @@ import argparse
 import tempfile
 from itertools import count
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -57,6 +59,10 @@ def main() -> None:
             facts = feature_cache.encoder_facts(encoder)
             return feature_cache.merge(plan, source, target, facts)["num_frames"]
 
+        def within() -> int:
+            with mock.patch.object(feature_cache, "_calls_at_once", lambda device: 1):
+                return slit()
+
         def plain() -> int:
             folder, frames = Path(work) / f"turn{next(turns)}", 0
             folder.mkdir()
@@ -69,14 +75,20 @@ def main() -> None:
             return frames
 
         contestants = {"slit": slit, "plain": plain}
+        if args.threads > 1:
+            contestants["within"] = within
         times, results = alternate(contestants, args.rounds)
     if len(set(results.values())) > 1:
-        raise SystemExit(f"expected as many frames of both, found {results}")
+        raise SystemExit(f"expected as many frames of all, found {results}")
     seconds = {n: spread([t["cpu_s"] for t in taken]) for n, taken in times.items()}
     rates = {name: len(files) / found["median"] for name, found in seconds.items()}
     print({name: f"{rate:.1f} clips a CPU second" for name, rate in rates.items()})
-    ratios = {"plain": ratio(times, "slit", "plain")}
-    print(f"slit's CPU time over the loop's: {ratios['plain']}")
+    ratios = {}
+    for other in list(times)[1:]:
+        ratios[other] = ratio(times, "slit", other)
+        wall = ratios[f"{other}, wall time"] = ratio(times, "slit", other, "wall_s")
+        print(f"slit's CPU time over that of {other}: {ratios[other]}")
+        print(f"its wall time: {wall}")
     if args.output:
         result = {"settings": vars(args), "machine": machine(), "ratios": ratios}
         write(result | {"times": times}, args.output, seconds, "CPU s")

@@ -506,8 +506,8 @@ def _encode_shard(
 def _calls_at_once(device: str) -> int:
     """Batches that are encoded side by side: as many as torch has threads on a CPU.
 
-    Small encoders gain nothing from two threads within a product: with two batches in a
-    thread each, the mini recipe's takes 0.57 of the time.
+    Small encoders gain little from two threads within a product: with a batch in each
+    thread the mini recipe's takes 0.73 of the time (bench/encode.py).
     """
     import torch
 
