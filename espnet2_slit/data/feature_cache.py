@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,8 @@ from espnet2_slit.data.writer import new_directory
 
 SCHEMA = 1
 Key = TypeVar("Key")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Place = tuple[str, int, int]  # ark, offset, frames
 Source = tuple[str, float, float | None]  # what decides the frames, see Clip
 
@@ -425,9 +427,8 @@ def encode(
         batches = length_batches(durations_s, usable, batch_seconds / calls)
         paths = _shard_paths(output_dir, number)
         groups = [[work.clips[key] for key in batch] for batch in batches]
-        _encode_shard(
-            paths, groups, left_out, encoder, device, tolerance, bad_audio == "drop"
-        )
+        drop = bad_audio == "drop"
+        _encode_shard(paths, groups, left_out, encoder, device, calls, tolerance, drop)
         done_s += sum(durations_s[key] for key in usable)
         elapsed = time.monotonic() - started
         logging.info(
@@ -444,6 +445,7 @@ def _encode_shard(
     left_out: dict[str, str],
     encoder: Any,
     device: str,
+    calls: int,
     tolerance: float,
     drop: bool,
 ) -> None:
@@ -466,7 +468,7 @@ def _encode_shard(
                 fail(clip, error)
         return loaded
 
-    turns = threading.Semaphore(_calls_at_once(device))
+    turns = threading.Semaphore(calls)
 
     def encoded(batch: Sequence[Clip]) -> list[tuple[Clip, np.ndarray]]:
         loaded = load(batch)
@@ -476,10 +478,10 @@ def _encode_shard(
     note.unlink(missing_ok=True)
     entries: dict[str, list[int]] = {}  # clip id -> [offset, frames]
     total = sum(map(len, batches))
-    with _a_thread_each(device) as calls, atomic(ark, durable=True) as stream:
+    with _a_thread_each(calls), atomic(ark, durable=True) as stream:
         last_report = time.monotonic()
         # one batch more than are encoded is decoded
-        for pairs in _in_order(encoded, batches, calls + 1):
+        for pairs in in_order(encoded, batches, calls + 1):
             for clip, frames in pairs:
                 try:
                     offset = write_matrix(stream, clip.id, frames, tolerance)
@@ -515,25 +517,25 @@ def _calls_at_once(device: str) -> int:
 
 
 @contextlib.contextmanager
-def _a_thread_each(device: str) -> Iterator[int]:
-    """`_calls_at_once`, and within it one thread for each of them."""
+def _a_thread_each(calls: int) -> Iterator[None]:
+    """Within it, one thread for each of several calls of the encoder."""
     import torch
 
-    threads, calls = torch.get_num_threads(), _calls_at_once(device)
+    threads = torch.get_num_threads()
     if calls > 1:
         torch.set_num_threads(1)
     try:
-        yield calls
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _in_order(
-    work: Callable[[Any], Any], items: Iterable[Any], workers: int
-) -> Iterator[Any]:
-    """work(item) of each, in the order of items, some at a time."""
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """work(item) of each, in the order of items, `workers` of them ahead."""
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque = deque()
+        pending: deque[Future[Result]] = deque()
         for item in items:
             pending.append(pool.submit(work, item))
             if len(pending) > workers:

@@ -13,7 +13,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -25,7 +24,7 @@ from espnet2_slit.common import templates
 from espnet2_slit.common.identity import comes_from_hub, identity_differences
 from espnet2_slit.common.padded import Padded
 from espnet2_slit.data.audio import AudioError
-from espnet2_slit.data.feature_cache import length_batches
+from espnet2_slit.data.feature_cache import in_order, length_batches
 from espnet2_slit.inference.clips import AudioClips, Clips, FrameCache, pad
 from espnet2_slit.inference.defaults import TaskDefaults, read_defaults, wording
 from espnet2_slit.inference.requests import InferenceError, Options, generation_options
@@ -418,19 +417,11 @@ class Engine:
         chosen = list(range(len(clips)) if chosen is None else chosen)
         durations = {i: clips.durations_s[i] for i in chosen}
         batches = length_batches(durations, chosen, self.batch_seconds, self.batch_size)
-        if not batches:
-            return
-        with ThreadPoolExecutor(1) as reader:
 
-            def load(batch: list[int]) -> list[np.ndarray]:
-                return [clips.load(i) for i in batch]
+        def load(batch: list[int]) -> tuple[list[int], list[np.ndarray]]:
+            return batch, [clips.load(i) for i in batch]
 
-            pending = reader.submit(load, batches[0])
-            for k, batch in enumerate(batches):
-                arrays = pending.result()
-                if k + 1 < len(batches):
-                    pending = reader.submit(load, batches[k + 1])
-                yield batch, arrays
+        yield from in_order(load, batches, 1)
 
     def frames(
         self, part: Component, clips: Clips, arrays: Sequence[np.ndarray]
