@@ -1,10 +1,11 @@
-"""Small products in one and in two threads, alone and beside a busy neighbour.
+"""Steps of a small model in one and in two threads, alone and beside a busy neighbour.
 
     python bench/threads.py
 
 Each contestant is a process of its own, since OpenMP reads its variables once. With
 `OMP_WAIT_POLICY=passive` a thread that waits at a barrier sleeps; otherwise it spins,
-on the core that the thread it waits for could have.
+on the core that the thread it waits for could have. `GOMP_SPINCOUNT` says for how long
+it spins before it sleeps; utils/spin.sh of the recipe chooses it where cores are idle.
 """
 
 import argparse
@@ -14,40 +15,46 @@ import subprocess
 import sys
 import time
 
+PASSIVE = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 CONTESTANTS = {
-    "one thread": ("1", None),
-    "two threads": ("2", None),
-    "two threads, passive": ("2", "passive"),
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
+    "two threads, passive": PASSIVE,
+    "two threads, 2000 spins": {**PASSIVE, "GOMP_SPINCOUNT": "2000"},
+    "two threads, 10000 spins": {**PASSIVE, "GOMP_SPINCOUNT": "10000"},
 }
 
 
 def steps(seconds: float) -> float:
-    """Median time, in ms, of a pass of the mini model's sizes: 12 layers of 128."""
+    """Median time, in ms, of forward and backward of 12 layers of the mini size."""
     import torch
     from torch.nn.functional import gelu, layer_norm
 
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator) * 0.05
+        values = torch.randn(*size, generator=generator) * 0.05
+        return values.requires_grad_()
 
-    texts, frames = normal(1280, 128), normal(6400, 192)
-    up, down, key = normal(128, 512), normal(512, 128), normal(192, 128)
+    queries, texts = normal(512, 128), normal(1536, 128)
+    up, down, key = normal(128, 512), normal(512, 128), normal(128, 128)
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 5:
-        start, states = time.perf_counter(), texts
-        for _ in range(12):
-            states = layer_norm(gelu(states @ up) @ down + states, (128,))
-            (frames @ key).softmax(-1)
+        start, states = time.perf_counter(), [queries, texts]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for _ in range(12):
+                for i, rows in enumerate(states):
+                    rows = (rows @ key).softmax(-1) + rows
+                    states[i] = layer_norm(gelu(rows @ up) @ down + rows, (128,))
+        sum(rows.square().sum() for rows in states).backward()
         times.append(time.perf_counter() - start)
     return statistics.median(times) * 1e3
 
 
-def measure(threads: str, policy: str | None, seconds: float) -> float:
+def measure(variables: dict[str, str], seconds: float) -> float:
     """One contestant, in a process of its own."""
-    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    env |= {"OMP_NUM_THREADS": threads}
-    env |= {"OMP_WAIT_POLICY": policy} if policy else {}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    env |= variables
     words = [sys.executable, __file__, "--seconds", str(seconds), "--alone"]
     return float(subprocess.run(words, env=env, check=True, stdout=-1).stdout)
 
@@ -68,8 +75,8 @@ def main() -> None:
         ]
         try:
             for _ in range(args.rounds):
-                for name, (threads, policy) in CONTESTANTS.items():
-                    found = measure(threads, policy, args.seconds)
+                for name, variables in CONTESTANTS.items():
+                    found = measure(variables, args.seconds)
                     print(f"{neighbours} busy neighbours, {name}: {found:.1f} ms")
         finally:
             for process in busy:

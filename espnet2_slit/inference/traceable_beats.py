@@ -1,14 +1,11 @@
 """BEATs in operations that trace: batches of clips of unequal length.
 
-Owns the filterbank of whole batches and an attention that padding cannot reach; weights
-and layers stay those of the encoder, and the frames are those that it gives.
+Owns the filterbank of whole batches and a pass that padding cannot reach; weights and
+layers stay those of the encoder, and the frames are those that it gives.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -121,49 +118,9 @@ def _states(transformer: Any, features: Tensor, padding: Tensor) -> list[Tensor]
     x = x + transformer.pos_conv(x.transpose(1, 2)).transpose(1, 2)
     if not transformer.layer_norm_first:
         x = transformer.layer_norm(x)
-    states, bias = [x], None
-    with _attention_of_batches(transformer.layers):
-        for layer in transformer.layers:
-            x, _, bias = layer(x, self_attn_padding_mask=padding, pos_bias=bias)
-            states.append(x)
-    return states
-
-
-@contextlib.contextmanager
-def _attention_of_batches(layers: Any) -> Iterator[None]:
-    """ESPnet's layers with `_attend`: their own makes a constant of a traced batch."""
-    modules = [layer.self_attn for layer in layers]
-    try:
-        for module in modules:
-            module.forward = functools.partial(_attend, module)
-        yield
-    finally:
-        for module in modules:
-            vars(module).pop("forward", None)
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key_padding_mask: Tensor,
-    position_bias: Tensor | None,
-    **_: Any,
-) -> tuple[Tensor, None, Tensor | None]:
-    """ESPnet's attention of a sequence to itself, (B, F, D) here, not (F, B, D)."""
-    q, k, v = (
-        projection(query).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
-    )  # (B, H, F, D / H)
-    scores = torch.matmul(q, k.transpose(2, 3)) * module.scaling
-    if module.has_relative_attention_bias and position_bias is None:
-        position_bias = module.compute_bias(query.shape[1], query.shape[1])  # (H, F, F)
-    if position_bias is not None:
-        bias = position_bias
-        if module.gru_rel_pos:
-            gates = module.grep_linear(q).unflatten(-1, (2, 4)).sum(-1).sigmoid()
-            reset, update = gates.chunk(2, dim=-1)  # (B, H, F, 1)
-            bias = bias * (reset * (update * module.grep_a - 1.0) + 2.0)
-        scores = scores + bias
-    scores = scores.masked_fill(key_padding_mask[:, None, None], float("-inf"))
-    mixed = torch.matmul(scores.softmax(dim=-1), v).transpose(1, 2).flatten(2)
-    return module.out_proj(mixed), None, position_bias
+    x, bias = x.transpose(0, 1), None
+    states = [x]
+    for layer in transformer.layers:
+        x, _, bias = layer(x, self_attn_padding_mask=padding, pos_bias=bias)
+        states.append(x)
+    return [state.transpose(0, 1) for state in states]

@@ -171,3 +171,20 @@ def test_another_choice_is_left_alone(model):
     network.set_attn_implementation("eager")
     assert not cpu_attention.use_fast_attention(network)
     assert network.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("keys", [1, 8, 31, 32, 60, 64, 127, 200])
+def test_softmax_over_any_number_of_keys_is_pytorchs_to_the_last_digit(keys):
+    generator = torch.Generator().manual_seed(keys)
+    scores, grad = (
+        torch.randn(3, 2, 5, keys, generator=generator).bfloat16() * 4 for _ in range(2)
+    )
+    exact = scores.double().softmax(-1)
+    weights = cpu_attention._softmax(scores)
+    assert weights.dtype == torch.bfloat16
+    torch.testing.assert_close(weights.double(), exact, rtol=2**-8, atol=1e-6)
+    found = cpu_attention._softmax_backward(grad, weights)
+    assert found.dtype == torch.bfloat16
+    wide, dot = weights.double(), (grad.double() * weights.double()).sum(-1, True)
+    expected = (grad.double() - dot) * wide
+    torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=2e-2)

@@ -1020,3 +1020,20 @@ def test_labelled_recordings_are_trained_between_released_parts(own_data, tmp_pa
     for number, call in ((1, first), (2, second)):
         assert f"--fold {number} --data_dir data/pretrained_fold{number}" in call
         assert "window_s=5.0" in call and "--encoder " not in call
+
+
+@pytest.mark.parametrize("threads, idle, expected", [(2, 40, "2000"), (2, 20, "none")])
+def test_threads_spin_where_cores_are_idle(tmp_path, threads, idle, expected):
+    # "idle" jiffies in 0.2 s: 20 for each idle core
+    (tmp_path / "stat").write_text("cpu  100 0 100 1000 50 0 0\ncpu0 1 1 1 1 1\n")
+    (tmp_path / "later").write_text(f"cpu  110 0 110 {1000 + idle} 50 0 0\n")
+    run = 'cd "$1"; sleep() { cp later stat; }; . "$0"; echo "${GOMP_SPINCOUNT-none}"'
+    settings = {"OMP_NUM_THREADS": str(threads), "PROC_STAT": "stat"}
+    script = str(RECIPE / "utils" / "spin.sh")
+    code, out, err = shell("bash", "-c", run, script, str(tmp_path), **settings)
+    assert (code, out, err) == (0, f"{expected}\n", "")
+    # one thread waits for nobody; another system has no such file
+    for name, value in (("OMP_NUM_THREADS", "1"), ("PROC_STAT", "absent")):
+        other = {**settings, name: value}
+        code, out, err = shell("bash", "-c", run, script, str(tmp_path), **other)
+        assert (code, out, err) == (0, "none\n", "")

@@ -5,7 +5,7 @@
 # Variables that go with a job, as schedulers pass on few or none. No secrets: they are
 # written into the job's script.
 # shellcheck disable=SC2034  # read by utils/stages.sh
-job_variables="PYTHONPATH PYTHONIOENCODING LC_ALL OMP_NUM_THREADS OMP_WAIT_POLICY THP_MEM_ALLOC_ENABLE
+job_variables="PYTHONPATH PYTHONIOENCODING LC_ALL OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT THP_MEM_ALLOC_ENABLE
     NCCL_SOCKET_IFNAME SLIT_NO_INSTALL HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE
     TRANSFORMERS_OFFLINE TORCH_HOME WANDB_MODE"
 if [ -f local/settings.sh ]; then
@@ -20,7 +20,8 @@ MAIN_ROOT=$(cd "${PWD}/../../.." 2>/dev/null && pwd) || MAIN_ROOT=
 export LC_ALL=C
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # A thread that waits for another sleeps: beside a busy neighbour two threads that spin take
-# 1.8 times as long as one, two that sleep as long as one (bench/threads.py)
+# 1.8 times as long as one, two that sleep as long as one (bench/threads.py). Where cores are
+# idle, jobs let them spin for a moment (utils/spin.sh)
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 # Huge pages for big tensors on a CPU: a BERT-base step in bfloat16 takes 0.7 of its time.
 export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE-1}"

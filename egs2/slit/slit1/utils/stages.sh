@@ -116,7 +116,7 @@ write_job() {
         for name in ${job_variables}; do
             if [ -n "${!name+set}" ]; then printf 'export %s=%q\n' "${name}" "${!name}"; fi
         done
-        printf 'exec'
+        printf '. %q\nexec' "$(readlink -f "$(dirname "${BASH_SOURCE[0]}")")/spin.sh"
         printf ' %q' "$@"
         printf ' "$@"\n'
     } >"${file}.tmp"
