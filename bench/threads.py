@@ -20,7 +20,7 @@ CONTESTANTS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "two threads": {"OMP_NUM_THREADS": "2"},
     "two threads, passive": PASSIVE,
-    "two threads, 2000 spins": {**PASSIVE, "GOMP_SPINCOUNT": "2000"},
+    "two threads, 4000 spins": {**PASSIVE, "GOMP_SPINCOUNT": "4000"},
     "two threads, 10000 spins": {**PASSIVE, "GOMP_SPINCOUNT": "10000"},
 }
 

@@ -1022,7 +1022,7 @@ def test_labelled_recordings_are_trained_between_released_parts(own_data, tmp_pa
         assert "window_s=5.0" in call and "--encoder " not in call
 
 
-@pytest.mark.parametrize("threads, idle, expected", [(2, 40, "2000"), (2, 20, "none")])
+@pytest.mark.parametrize("threads, idle, expected", [(2, 40, "4000"), (2, 20, "none")])
 def test_threads_spin_where_cores_are_idle(tmp_path, threads, idle, expected):
     # "idle" jiffies in 0.2 s: 20 for each idle core
     (tmp_path / "stat").write_text("cpu  100 0 100 1000 50 0 0\ncpu0 1 1 1 1 1\n")

@@ -4,8 +4,8 @@
 #
 # To wake a thread takes as long as many a product of a small model: alone, two threads that
 # spin take 0.6 to 0.85 of the time of two that sleep. Beside a busy process they keep the
-# core that the other one needs, up to 1.4 times as long (bench/threads.py). So they spin
-# where a core for each is idle as the job begins, and never for long.
+# core that the other one needs and take 1.5 to 2 times as long (bench/threads.py). So they
+# spin where a core for each is idle as the job begins, and never for long.
 
 slit_idle() { # jiffies in which cores were idle, all together
     local idle wait
@@ -16,6 +16,6 @@ slit_idle() { # jiffies in which cores were idle, all together
 if [ "${OMP_NUM_THREADS:-1}" -gt 1 ] && slit_before=$(slit_idle); then
     sleep 0.2 # 20 jiffies
     if [ $((10 * ($(slit_idle) - slit_before))) -ge $((20 * 7 * OMP_NUM_THREADS)) ]; then
-        export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-2000}"
+        export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-4000}"
     fi
 fi
