@@ -70,6 +70,8 @@ class _Attention(torch.autograd.Function):
         scale: float,
         dropout_p: float,
     ) -> Tensor:
+        # heads one behind the other: each product would copy them else
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         scores = torch.matmul(query * scale, key.transpose(-1, -2))
         if bias is not None:
             scores.add_(bias)

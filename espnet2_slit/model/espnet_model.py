@@ -9,6 +9,7 @@ size, so ESPnet's Trainer makes W ranks of B/W equal one rank of B. The keys of 
 are the same on every rank, at every step, in training and validation.
 """
 
+from contextlib import nullcontext
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -311,8 +312,13 @@ class RepresentationModel(SLITModel):
         """
         memory = self.qformer.encode_frames(frames)
         predicted: Optional[Tuple[Tensor, Tensor]] = None  # logits and targets
+        first: Any = nullcontext()
+        second: Any = nullcontext()
         if self.weights["generation"] and memory.counts is None:
-            output = self.qformer.forward_captions(memory, text)
+            if self.weights["matching"]:
+                first, second = self.qformer.two_passes()
+            with first:
+                output = self.qformer.forward_captions(memory, text)
             hidden, cls = output.hidden, output.cls
             predicted = output.logits, output.targets
         else:
@@ -329,9 +335,10 @@ class RepresentationModel(SLITModel):
         )
         losses, stats = {"contrastive": contrast.loss}, contrast.statistics()
         if self.weights["matching"]:
-            losses["matching"], stats["accuracy_matching"] = self._matching(
-                memory, frames, text, contrast, clip_id ^ text_id
-            )
+            with second:
+                losses["matching"], stats["accuracy_matching"] = self._matching(
+                    memory, frames, text, contrast, clip_id ^ text_id
+                )
         if self.weights["generation"]:
             if predicted is None:
                 predicted = self.qformer.forward_generation(queries, text)

@@ -263,6 +263,8 @@ class Negatives:
 def _noise(rows: Tensor, columns: Tensor, seed: int | Tensor) -> Tensor:
     """Uniform (0, 1) numbers that depend on (seed, row, column) and nothing else.
 
+    (R,) rows, (C,) columns and (...) seeds -> (..., R, C).
+
     A counter-based generator, so every rank draws the same numbers for the same pair
     of samples however they are spread over ranks, and needs only its own rows.
     """
@@ -274,8 +276,8 @@ def _noise(rows: Tensor, columns: Tensor, seed: int | Tensor) -> Tensor:
 
     seed = torch.as_tensor(seed, dtype=torch.int64, device=rows.device)
     step = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
-    row_state = mix(mix(seed * step) + (rows + 1) * step)
-    bits = mix(row_state[:, None] + (columns + 1) * step)
+    row_state = mix(mix(seed * step)[..., None] + (rows + 1) * step)
+    bits = mix(row_state[..., None] + (columns + 1) * step)
     # 23 bits: with 24 the largest value would round to 1 and give infinite noise
     return ((bits & 0x7FFFFF).float() + 0.5) / 2**23
 
@@ -293,18 +295,19 @@ def sample_negatives(
     same draw whatever the number of ranks.
 
     Args:
-        similarity: (B, WB), divided by the temperature.
+        similarity: (B, WB), divided by the temperature; or (2, B, WB).
         positives: (B, WB), True = must not be drawn.
-        seed: equal on all ranks, different at each step and for each direction.
+        seed: equal on all ranks, different at each step and for each direction: (2,)
+            with two similarities.
         offset: place of the first row among the samples of all ranks.
         sample_keys: (WB,) integers that name the samples of all ranks, so that the
             draw depends on them and not on their order; None: their order.
 
     Returns:
-        index (B,) and valid (B,), False where every column is a positive (the index
-        is then 0 and must be masked).
+        index, (B,) or (2, B), and valid (B,), False where every column is a positive
+        (the index is then 0 and must be masked).
     """
-    batch, total = similarity.shape
+    batch, total = similarity.shape[-2:]
     device = similarity.device
     if sample_keys is None:
         sample_keys = torch.arange(total, device=device)
@@ -312,7 +315,7 @@ def sample_negatives(
     gumbel = -(-uniform.log()).log()
     scores = similarity.detach().float() + gumbel
     scores = scores.masked_fill(positives, float("-inf"))
-    return scores.argmax(dim=1), ~positives.all(dim=1)
+    return scores.argmax(dim=-1), ~positives.all(dim=1)
 
 
 def sample_negative_pairs(
@@ -328,17 +331,14 @@ def sample_negative_pairs(
     Returns:
         See `Negatives`; the order is that of `QFormer.forward_matching`.
     """
-    offset = contrast.world.offset
-    audio, audio_valid = sample_negatives(
-        contrast.text_to_audio, contrast.positives, 2 * seed, offset, sample_keys
+    both = torch.stack((contrast.text_to_audio, contrast.audio_to_text))
+    seeds = 2 * seed + torch.arange(2, device=both.device)
+    drawn, valid = sample_negatives(
+        both, contrast.positives, seeds, contrast.world.offset, sample_keys
     )
-    text, text_valid = sample_negatives(
-        contrast.audio_to_text, contrast.positives, 2 * seed + 1, offset, sample_keys
-    )
-    labels = torch.zeros(3 * len(audio), dtype=torch.long, device=audio.device)
-    labels[: len(audio)] = 1
-    valid = torch.cat((audio_valid | text_valid, audio_valid, text_valid))
-    return Negatives(audio, text, labels, valid)
+    labels = torch.zeros(3 * len(valid), dtype=torch.long, device=both.device)
+    labels[: len(valid)] = 1
+    return Negatives(drawn[0], drawn[1], labels, valid.repeat(3))
 
 
 def matching(

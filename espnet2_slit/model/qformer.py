@@ -14,6 +14,7 @@ query windows of the longest clip, which then has W Q queries instead of Q.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from espnet2_slit.model.qformer_layers import (
     sinusoids,
     split_heads,
 )
+from espnet2_slit.model.shared_weights import two_passes
 
 FRAME_NORM_EPS = 1e-5  # LayerNorm on encoder frames
 
@@ -247,8 +249,9 @@ class QFormer(nn.Module):
                 rows = F.linear(normalised, weight, shift[0])
             else:
                 rows = F.linear(normalised, weight) + shift[window]
-            # Head by head in memory: no pass has to rearrange them again.
-            projected.append(split_heads(rows, self.heads).contiguous())
+            parts = split_heads(rows, self.heads)
+            # A CPU's products want them head by head: no pass rearranges them again.
+            projected.append(parts.contiguous() if is_on_host(parts) else parts)
         keys, values = projected[: len(readers)], projected[len(readers) :]
         return FrameKV(keys, values, mask, windows, counts)
 
@@ -435,6 +438,28 @@ class QFormer(nn.Module):
             targets = targets[predicts]
         logits = self.language_head(rows, self.embedding.word.weight)
         return CaptionOutput(Padded(hidden), cls, logits, targets)
+
+    def two_passes(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts for a step's first and second pass, which may share weights.
+
+        See `shared_weights`: where a pass waits for kernels, and nothing waits for
+        single gradients (as other ranks do).
+        """
+        waits = (
+            is_on_host(self.query_tokens)
+            or torch.distributed.is_initialized()
+            or self.gradient_checkpointing
+        )
+        if waits or not torch.is_grad_enabled():
+            return nullcontext(), nullcontext()
+        before = {  # the passes: they project frames
+            part
+            for layer in self.layers
+            if (cross := layer.cross_attention) is not None
+            for part in (cross.key, cross.value)
+        }
+        modules = [part for part in self.layers.modules() if part not in before]
+        return two_passes(modules, self._product_dtype())
 
     # -- parts ------------------------------------------------------------------
 

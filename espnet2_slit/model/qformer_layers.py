@@ -106,8 +106,8 @@ class SelfAttention(nn.Module):
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, 3 D_q) -> query, key, value, each (N, H, L, D_q / H)."""
-        parts = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return parts.contiguous().unbind(0)
+        query, key, value = joint.chunk(3, dim=-1)
+        return tuple(split_heads(part, self.heads) for part in (query, key, value))
 
 
 class CrossAttention(nn.Module):

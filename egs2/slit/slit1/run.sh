@@ -57,7 +57,7 @@ if [ -n "${manifest}" ]; then
         --dumpdir "dump/${name}")
 else
     parts=mini
-    mini=mini data_opts="mini --nj ${nj}"
+    mini=mini data_opts="mini --nj ${nj} --threads ${threads}"
     if [ "${lang}" != en ]; then # the same sounds in other words
         mini=mini_${lang}
         encoded=$(find dump -path 'dump/mini_beats/*/feats.json' -printf '%h ' 2>/dev/null || true)

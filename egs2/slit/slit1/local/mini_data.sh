@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 data_dir=data               # where the data directories go
 download_dir=downloads/mini # gets audio/ audio_encoder.pt language_model/ qformer_tokenizer/
 nj=2                        # processes that render audio
+threads=1                   # of the encoder's training once the language model is there
 lang=en                     # of the texts: en or de; others than en go to download_dir/lang
 seed=1                      # of everything made here
 random_encoder=false        # true: leave the audio encoder untrained (ablation)
@@ -30,6 +31,8 @@ text_dir=${download_dir}
 [ "${lang}" = en ] || text_dir=${download_dir}/${lang}
 mkdir -p "${text_dir}"
 
+export OMP_NUM_THREADS=${threads}
+. utils/spin.sh # asks while nothing runs yet
 # The language model needs no audio: it is trained beside the rest, one core each. The
 # encoder, which takes longest, waits for the audio, so rendering goes first.
 OMP_NUM_THREADS=1 nice ${python} local/mini_language_model.py \
@@ -43,7 +46,8 @@ ${python} local/mini_corpus.py \
 encoder_options=()
 if ${random_encoder}; then encoder_options+=(--random); fi
 OMP_NUM_THREADS=1 ${python} local/mini_encoder.py --audio-dir "${download_dir}/audio" \
-    --output "${download_dir}/audio_encoder.pt" --seed "${seed}" "${encoder_options[@]}"
+    --output "${download_dir}/audio_encoder.pt" --seed "${seed}" --end-threads "${threads}" \
+    "${encoder_options[@]}"
 
 wait "${language_model}"
 trap - EXIT

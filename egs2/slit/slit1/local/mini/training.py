@@ -74,6 +74,7 @@ def fit(
     warm_up,
     every,
     groups=None,
+    end_threads=None,
     **how,
 ):
     """A step for each batch, at rates that rise and fall once.
@@ -88,6 +89,8 @@ def fit(
         warm_up: part of the steps in which the rates rise.
         every: steps between two lines of the log.
         groups: of parameters, those with another rate than others.
+        end_threads: of the last quarter of the steps; by steps and not by what else
+            runs then, so that the digits are always the same.
         **how: of AdamW; the rates are the highest.
     """
     weights = [weight for module in modules for weight in module.parameters()]
@@ -102,6 +105,8 @@ def fit(
         module.train()
     started, losses = time.monotonic(), []
     for step, batch in enumerate(batches, start=1):
+        if end_threads and step == 3 * steps // 4:
+            torch.set_num_threads(end_threads)
         with autocast(precision):
             loss = loss_of(batch)
         optimizer.zero_grad()
