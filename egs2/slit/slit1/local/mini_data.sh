@@ -46,7 +46,7 @@ ${python} local/mini_corpus.py \
 encoder_options=()
 if ${random_encoder}; then encoder_options+=(--random); fi
 OMP_NUM_THREADS=1 ${python} local/mini_encoder.py --audio-dir "${download_dir}/audio" \
-    --output "${download_dir}/audio_encoder.pt" --seed "${seed}" --end-threads "${threads}" \
+    --output "${download_dir}/audio_encoder.pt" --seed "${seed}" --threads "${threads}" \
     "${encoder_options[@]}"
 
 wait "${language_model}"

@@ -229,12 +229,8 @@ def batches(items, batch_size, generator):
         )
 
 
-def train(
-    encoder, items, epochs, batch_size, learning_rate, seed, precision="auto", threads=1
-):
-    """Train an encoder on the items of load_split; `learning_rate` is the highest.
-
-    `threads`: of the last quarter of the steps.
+def train(encoder, items, epochs, batch_size, learning_rate, seed, **options):
+    """Train on the items of load_split; `options` are of `fit`, the rate the highest.
 
     Returns:
         torch.nn.Linear from D_a to tags, trained with it, thrown away afterwards.
@@ -256,8 +252,8 @@ def train(
     steps = -(-len(items) // batch_size)
     drawn = (b for _ in range(epochs) for b in batches(items, batch_size, generator))
     how = {"lr": learning_rate, "weight_decay": 0.01, "betas": (0.9, 0.98)}
-    settings = epochs * steps, loss_of, precision, 0.1, steps
-    fit("Encoder", modules, drawn, *settings, end_threads=threads, **how)
+    how |= {"precision": "auto", "warm_up": 0.1, "every": steps, **options}
+    fit("Encoder", modules, drawn, epochs * steps, loss_of, **how)
     return tagger
 
 
@@ -291,10 +287,8 @@ def main():
     paths = {"audio_dir": folder / "audio", "output": folder / "audio_encoder.pt"}
     parser = make_parser(__doc__, **paths, **SETTINGS)
     parser.add_argument("--random", action="store_true", help="do not train (ablation)")
-    beside = "of the last quarter of the steps, when a language model beside is ready"
-    parser.add_argument("--end-threads", type=int, default=1, help=beside)
     args = parser.parse_args()
-    prepare(args.threads)
+    prepare(1)  # a language model is trained beside
     stamp = args.audio_dir / "corpus.json"
     if not stamp.exists():
         parser.error(f"no {stamp}; run mini_corpus.py first")
@@ -308,7 +302,7 @@ def main():
         if args.random:
             return {}
         items = load_split(args.audio_dir, "mini_train")
-        how = {**settings, "precision": precision, "threads": args.end_threads}
+        how = {**settings, "precision": precision, "end_threads": args.threads}
         tagger = train(encoder, items, **how)
         scores = evaluate(encoder, tagger, load_split(args.audio_dir, "mini_valid"))
         LOGGER.info("Encoder: mean average precision, validation clips: %s", scores)

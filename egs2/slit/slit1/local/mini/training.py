@@ -89,8 +89,7 @@ def fit(
         warm_up: part of the steps in which the rates rise.
         every: steps between two lines of the log.
         groups: of parameters, those with another rate than others.
-        end_threads: of the last quarter of the steps; by steps and not by what else
-            runs then, so that the digits are always the same.
+        end_threads: of the last quarter of the steps, whatever runs beside.
         **how: of AdamW; the rates are the highest.
     """
     weights = [weight for module in modules for weight in module.parameters()]
