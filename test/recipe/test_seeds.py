@@ -91,7 +91,7 @@ def test_another_language_has_texts_of_its_own_and_the_same_sounds(recipe):
     for words in (
         "--tag mini_de",
         "--datadir data/mini_de --dumpdir dump/mini_de",
-        "--local_data_opts mini --nj 2 --lang de --data_dir data/mini_de",
+        "--lang de --data_dir data/mini_de",
         "--inference_config conf/decode_mini_de.yaml",
         "--reuse_features dump/mini_beats/test_caption",
         "--audio_encoder_path downloads/mini/audio_encoder.pt",
