@@ -4,7 +4,7 @@
 #
 # To wake a thread takes as long as many a product of a small model: alone, two threads that
 # spin take 0.6 to 0.85 of the time of two that sleep. Beside a busy process they keep the
-# core that the other one needs and take 1.5 to 2 times as long (bench/threads.py). So they
+# core that the other one needs and take 1.4 to 1.8 times as long (bench/threads.py). So they
 # spin where a core for each is idle as the job begins, and never for long.
 
 slit_idle() { # jiffies in which cores were idle, all together
