@@ -16,7 +16,7 @@ from torch import Tensor
 
 from espnet2_slit.common.compat import BeatsEncoder
 from espnet2_slit.common.precision import autocast
-from espnet2_slit.model.audio_encoder.beats_attention import use_fast_attention
+from espnet2_slit.model.audio_encoder.beats_attention import use_lean_attention
 
 
 def make(args: argparse.Namespace, fast: bool) -> BeatsEncoder:
@@ -37,7 +37,7 @@ def make(args: argparse.Namespace, fast: bool) -> BeatsEncoder:
     none = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
     encoder = BeatsEncoder(1, beats_config={**config, **dict.fromkeys(none, 0.0)})
     if fast:
-        use_fast_attention(encoder)
+        use_lean_attention(encoder)
     return encoder.train(args.train)
 
 

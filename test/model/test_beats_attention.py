@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espnet2_slit.common.compat import BeatsEncoder
-from espnet2_slit.model.audio_encoder.beats_attention import use_fast_attention
+from espnet2_slit.model.audio_encoder.beats_attention import use_lean_attention
 
 CONFIG = {
     "input_patch_size": 16,
@@ -44,7 +44,7 @@ def pair(**changed):
                 torch.nn.init.normal_(weight, std=2.0)
         torch.nn.utils.remove_weight_norm(module.encoder.pos_conv[0])
         modules.append(module)
-    use_fast_attention(modules[1])
+    use_lean_attention(modules[1])
     return modules
 
 

@@ -24,7 +24,7 @@ from espnet2_slit.model.audio_encoder.base import (
     Grid,
     Window,
 )
-from espnet2_slit.model.audio_encoder.beats_attention import use_fast_attention
+from espnet2_slit.model.audio_encoder.beats_attention import use_lean_attention
 
 SAMPLE_RATE = 16000
 # Log-mel frames of 25 ms each 10 ms, in patches of 16 frames x 16 of 128 mel bins.
@@ -105,7 +105,7 @@ class BeatsAudioEncoder(AudioEncoder):
         load_strictly(
             module, weights, path, WRONG_FILE, CONSTANTS, (*CONSTANTS, "predictor.")
         )
-        use_fast_attention(module)
+        use_lean_attention(module)
         # The weights stay as they are, so their norm need not be computed each time.
         nn.utils.remove_weight_norm(module.encoder.pos_conv[0])
         super().__init__(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def use_fast_attention(encoder: nn.Module) -> None:
+def use_lean_attention(encoder: nn.Module) -> None:
     """Let the layers of ESPnet's BeatsEncoder attend by `attend`; weights stay."""
     layers: Any = encoder.encoder.layers  # type: ignore[union-attr]
     for layer in layers:

@@ -28,7 +28,7 @@ from espnet2_slit.common.files import atomic
 from espnet2_slit.common.precision import choose_precision
 from espnet2_slit.common.weights import read_checkpoint
 from espnet2_slit.data.audio import read_audio
-from espnet2_slit.model.audio_encoder.beats_attention import use_fast_attention
+from espnet2_slit.model.audio_encoder.beats_attention import use_lean_attention
 
 VERSION = 2
 FBANK_MEAN = 15.41663  # as the public BEATs checkpoints
@@ -69,7 +69,7 @@ def build_encoder(config: dict, seed: int) -> BeatsEncoder:
     encoder = BeatsEncoder(input_size=1, beats_config=config, **scale)
     encoder.loaded_state_dict_ = None
     encoder.reload_pretrained_parameters()
-    use_fast_attention(encoder)
+    use_lean_attention(encoder)
     return encoder
 
 
