@@ -106,8 +106,7 @@ class SelfAttention(nn.Module):
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, 3 D_q) -> query, key, value, each (N, H, L, D_q / H)."""
-        query, key, value = joint.chunk(3, dim=-1)
-        return tuple(split_heads(part, self.heads) for part in (query, key, value))
+        return tuple(split_heads(part, self.heads) for part in joint.chunk(3, dim=-1))
 
 
 class CrossAttention(nn.Module):

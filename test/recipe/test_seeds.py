@@ -87,11 +87,12 @@ def test_another_language_has_texts_of_its_own_and_the_same_sounds(recipe):
     encoded = recipe / "dump" / "mini_beats" / "test_caption"
     encoded.mkdir(parents=True)
     (encoded / "feats.json").write_text("{}")
-    (call,) = run(recipe / "run.sh", "--lang", "de", "--stop_stage", "score")
+    words = ["--lang", "de", "--threads", "2", "--stop_stage", "score"]
+    (call,) = run(recipe / "run.sh", *words)
     for words in (
         "--tag mini_de",
         "--datadir data/mini_de --dumpdir dump/mini_de",
-        "--lang de --data_dir data/mini_de",
+        "--local_data_opts mini --nj 2 --threads 2 --lang de --data_dir data/mini_de",
         "--inference_config conf/decode_mini_de.yaml",
         "--reuse_features dump/mini_beats/test_caption",
         "--audio_encoder_path downloads/mini/audio_encoder.pt",

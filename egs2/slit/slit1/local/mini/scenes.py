@@ -10,7 +10,7 @@ import dataclasses
 import json
 import random
 
-VERSION = 2  # of the audio: raise it when the same seed would give other sounds
+VERSION = 2  # raise it when a seed gives other sounds; scenes are drawn by "mini-1"
 MAX_DURATION_S = 4.0
 
 # Sources with the range of their (centre) frequency in Hz: two octaves each.
